@@ -1,0 +1,28 @@
+"""Packaging: everything it says is read from settings.ini."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+settings = ConfigParser(delimiters=["="])
+settings.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+cfg = settings["DEFAULT"]
+paper = cfg["paper_requirements"].split()
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    license=cfg["license"].upper(),
+    url=cfg["git_url"],
+    keywords=cfg["keywords"],
+    packages=find_packages(include=["gzpaper"]),
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require={"paper": paper, "dev": paper + cfg["dev_requirements"].split()},
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    zip_safe=False,
+)
