@@ -30,8 +30,8 @@ from .models import build_model
 from .tree import COLUMNS, InputError
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'Spec', 'pick_device', 'pick_precision', 'build_optimiser', 'build_schedule',
-           'averaged', 'Input', 'save_weights', 'read_header', 'load_weights', 'Training', 'autocast',
+__all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'Spec', 'pick_device', 'pick_precision', 'build_optimiser',
+           'build_schedule', 'averaged', 'Input', 'save_weights', 'read_header', 'load_weights', 'Training', 'autocast',
            'predict_batches', 'fit']
 
 # %% ../nbs/06_train.ipynb #95511f89
@@ -67,6 +67,9 @@ class Spec:
     def to_dict(self) -> dict:
         "Plain values, for JSON."
         return asdict(self)
+
+# %% ../nbs/06_train.ipynb #a6bd7b34
+RECIPE = 1
 
 # %% ../nbs/06_train.ipynb #4b72d2ba
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -326,8 +329,10 @@ def predict_batches(
     with autocast(device, dtype):
         return torch.cat([model(images).float() for images, _ in batches.epoch()]).cpu().numpy()
 
-# %% ../nbs/06_train.ipynb #393b7c9b
-def _prepare(spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray, device: torch.device) -> tuple[Training, Batches, Input]:
+# %% ../nbs/06_train.ipynb #c3c10ceb
+def _prepare(
+    spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray, device: torch.device
+) -> tuple[Training, Batches, Input]:
     "A training at its first step, the validation batches, and what the network will expect to see."
     if galaxies.store.side != store_side(spec.size, spec.field):
         raise InputError(f"the store is {galaxies.store.side} px wide, but size {spec.size} and field {spec.field} "

@@ -161,9 +161,10 @@ def check_labels(
                   for problem, (bad, value) in problems.items() for i in np.flatnonzero(bad)]
     return pd.DataFrame(found, columns=["GalaxyID", "question", "problem", "value"])
 
-# %% ../nbs/00_tree.ipynb #e05aa680
+# %% ../nbs/00_tree.ipynb #50e29ce8
 # Left edge and top of each question's box, in the drawing's units: one is the height of a line of text.
-_PLACES = {1: (0, 0), 7: (9, 7), 2: (9, 1), 6: (9, -4), 9: (18, 7), 3: (18, 2), 4: (18, -2), 5: (18, -6), 8: (18, -12), 10: (27, 1), 11: (27, -4)}
+_PLACES = {1: (0, 0), 7: (9, 7), 2: (9, 1), 6: (9, -4), 9: (18, 7), 3: (18, 2), 4: (18, -2), 5: (18, -6), 8: (18, -12),
+           10: (27, 1), 11: (27, -4)}
 _WIDTH = 7.5
 
 

@@ -1,0 +1,47 @@
+# Two commands do everything: `make reproduce` and `make test`. Both create .venv and install what is missing.
+PYTHON ?= python3
+PROFILE ?= demo
+DATA ?=
+README ?= README.md
+
+BIN := .venv/bin
+OPTIONS = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
+
+.PHONY: help install reproduce figures publish test readme lab clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+.venv/.installed: settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gzpaper needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "Installing into .venv: a few minutes, a few GB (torch comes with its GPU libraries)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@touch $@
+
+install: .venv/.installed  ## create .venv with all that is needed
+
+reproduce: .venv/.installed  ## every figure, table and number: PROFILE=demo (mock galaxies), or PROFILE=sample DATA=path
+	$(BIN)/gzpaper reproduce $(OPTIONS)
+
+figures: PROFILE = sample
+figures: .venv/.installed  ## draw the published figures again from the committed runs: DATA=path
+	$(BIN)/gzpaper figures $(OPTIONS)
+
+publish: PROFILE = sample
+publish: .venv/.installed  ## copy what a profile has made to figures/ and paper/
+	$(BIN)/gzpaper publish $(OPTIONS)
+
+test: .venv/.installed  ## the notebooks, the exported code, the chain on a small scale
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	$(BIN)/pytest
+
+readme: .venv/.installed  ## make README.md from nbs/index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --execute --no-input --stdout nbs/index.ipynb | sed 's#](\.\./#](#g' > $(README)
+
+lab: .venv/.installed  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+clean:  ## remove what has been made, the install and the published figures apart
+	rm -rf runs .pytest_cache .ruff_cache

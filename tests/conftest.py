@@ -1,0 +1,120 @@
+"""Data for the tests, the command line in two ways, and what a refusal looks like."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from gzpaper.chain import root
+from gzpaper.cli import main
+from gzpaper.data import KaggleFolder
+from gzpaper.models import build_model
+from gzpaper.train import Input, Spec, save_weights
+
+TINY = ("--validation", 8, "--test", 8, "--width", 2, "--size", 32, "--epochs", 1, "--batch-size", 12, "--device", "cpu")
+
+
+@dataclass(frozen=True)
+class Result:
+    "What a command left behind."
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        "The lines of stderr; a progress bar may share one."
+        return [line for line in re.split(r"[\r\n]+", self.err) if line.strip()]
+
+    def refused(self, *words: str):
+        "Assert a refusal in one line that says all these words; `data check` may say them above it, on stdout."
+        assert self.code == 1, self
+        assert "Traceback" not in self.err + self.out, self.err
+        assert self.lines[-1].startswith("gzpaper: ") and self.err.count("gzpaper: ") == 1, self.err
+        assert_says(self.out + self.lines[-1], *words)
+
+
+def assert_says(message: str, *words: str):
+    "Assert that a message holds all these words, in whatever case."
+    missing = [str(word) for word in words if str(word).lower() not in message.lower()]
+    assert not missing, f"{missing} not in: {message}"
+
+
+def assert_whole(folder: Path):
+    "Assert that no half-written file or folder is left."
+    assert not list(Path(folder).rglob("*.partial*"))
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    "The command line in this process: `cli(*arguments)` gives a `Result`."
+    def run(*arguments) -> Result:
+        monkeypatch.setattr(sys, "argv", ["gzpaper", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return Result(stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def gzpaper():
+    "The command line in a process of its own, with the options of `subprocess.run`."
+    def run(*arguments, **options) -> Result:
+        command = [sys.executable, "-c", "from gzpaper.cli import main; main()", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mock_folder(tmp_path_factory) -> Path:
+    "40 labelled mock galaxies and 2 without labels; copy the folder before you change it."
+    pytest.importorskip("galsim", reason="mock galaxies need GalSim: install gzpaper[paper]")
+    from gzpaper.mock import write_mock
+
+    return write_mock(tmp_path_factory.mktemp("mock") / "galaxies", galaxies=40, test_galaxies=2, progress=False)
+
+
+@pytest.fixture
+def damaged(mock_folder, tmp_path) -> Path:
+    "A copy of the mock galaxies to damage."
+    return Path(shutil.copytree(mock_folder, tmp_path / "galaxies"))
+
+
+@pytest.fixture(scope="session")
+def real_folder() -> Path:
+    "The real sample, if there is one."
+    named, usual = os.environ.get("GZPAPER_DATA"), root() / "data/sample"
+    if not named and not usual.is_dir():
+        pytest.skip("no real galaxies: set GZPAPER_DATA to a folder with them or put it in data/sample, as data/README.md says")
+    return KaggleFolder(named or usual).path.resolve()
+
+
+def write_untrained(path: Path, spread: float = 1.0) -> Path:
+    "Weights of a tiny network that has learnt nothing; the larger the spread, the more its answers differ from galaxy to galaxy."
+    torch.manual_seed(0)
+    spec = Spec(model_parameters={"width": 2, "hidden": 16, "dropout": 0.0}, size=32)
+    model = build_model(spec.model, size=spec.size, **spec.model_parameters)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.momentum = None
+    with torch.no_grad():
+        model.tail[-1].weight *= spread
+        model(torch.randn(256, 3, 32, 32))  # so that batch norm knows the scale of what it sees
+    save_weights(path, model, spec, Input(32, 35, [0.04] * 3, [0.08] * 3))
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    "Weights of a tiny untrained network."
+    return write_untrained(tmp_path_factory.mktemp("weights") / "weights.safetensors")

@@ -1,0 +1,150 @@
+"""The whole chain on the smoke profile, once, and what happens when something changes."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gzpaper import chain
+from gzpaper.data import KaggleFolder
+from gzpaper.tree import InputError
+
+NAMES = chain.chain()["notebooks"]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A copy of the repository's sources where smoke has been reproduced once; the working directory is inside it."""
+    copy = tmp_path_factory.mktemp("repository")
+    for name in ("nbs", "gzpaper", "paper"):
+        shutil.copytree(chain.root() / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "runs", "notebooks"))
+    (copy / "data").mkdir()
+    before = os.getcwd()
+    os.chdir(copy)
+    try:
+        assert chain.reproduce("smoke") == NAMES
+        yield copy
+    finally:
+        os.chdir(before)
+
+
+def edit(path: Path, old: str, new: str):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def due() -> list[str]:
+    return [step.name for step in chain.plan(chain.read_profile("smoke")) if not step.fresh]
+
+
+def test_everything_is_made_and_stamped(smoke):
+    out = smoke / "runs/smoke"
+    figures, tables = sorted(out.glob("figures/*.json")), sorted(out.glob("tables/*.json"))
+    assert len(figures) >= 8 and len(tables) >= 5
+    for note in figures + tables:
+        about = json.loads(note.read_text())
+        assert about["mock"] and about["profile"] == "smoke" and about["notebook"] in NAMES and about["parameters"]["mock_galaxies"] == 300
+    for figure in figures:
+        assert figure.with_suffix(".png").stat().st_size > 5000
+        assert b"CreationDate" not in figure.with_suffix(".pdf").read_bytes()
+    for table in tables:
+        assert (pd.read_csv(table.with_suffix(".csv")).galaxies == chain.STAMP).all()
+        assert chain.STAMP in table.with_suffix(".tex").read_text()
+    assert [p.stem for p in sorted(out.glob("numbers/*.json"))] == NAMES
+    assert list(out.rglob(".*partial*")) == []
+
+
+def test_a_second_time_nothing_is_executed(smoke):
+    assert chain.reproduce("smoke") == []
+
+
+def test_only_what_depends_on_a_change_is_executed_again(smoke):
+    profile, modules = smoke / "paper/profiles/smoke.yaml", smoke / "gzpaper"
+    kept = {p: p.read_text() for p in [profile, modules / "baselines.py", modules / "data.py", chain.notebook_path(NAMES[1])]}
+    changes = {
+        profile: ("epochs: 3", "epochs: 2", ["03_vgg7"]),
+        modules / "baselines.py": ("KMeans(k,", "KMeans( k,", ["02_benchmarks", "03_vgg7"]),
+        modules / "data.py": ("CROP = 232", "CROP  = 232", NAMES),
+        chain.notebook_path(NAMES[1]): ("What is reached", "What can be reached", ["02_benchmarks"]),
+    }
+    for path, (old, new, expected) in changes.items():
+        edit(path, old, new)
+        assert due() == expected, path.name
+        path.write_text(kept[path])
+    assert due() == []
+
+
+def test_an_output_that_is_gone_is_made_again(smoke):
+    (smoke / "runs/smoke/figures/02_benchmarks.png").unlink()
+    assert due() == ["02_benchmarks"]
+    assert chain.reproduce("smoke") == ["02_benchmarks"]
+    assert (smoke / "runs/smoke/figures/02_benchmarks.png").exists()
+
+
+def test_a_failing_notebook_says_where_and_is_kept(smoke):
+    path = chain.notebook_path("02_benchmarks")
+    kept = path.read_text()
+    edit(path, "floor = noise_floor(true)", "floor = noise_floor(false)")
+    try:
+        with pytest.raises(InputError, match=r"02_benchmarks failed in cell \d+: NameError.*02_benchmarks.failed.ipynb"):
+            chain.reproduce("smoke")
+        assert "NameError" in (smoke / "runs/smoke/notebooks/02_benchmarks.failed.ipynb").read_text()
+        assert due() == ["02_benchmarks"], "the notebook before it must not be executed again"
+    finally:
+        path.write_text(kept)
+    assert chain.reproduce("smoke") == ["02_benchmarks"]
+
+
+def test_only_and_force(smoke):
+    assert chain.reproduce("smoke", only="01_dataset") == ["01_dataset"]
+    with pytest.raises(InputError, match="no notebook '99_none'"):
+        chain.reproduce("smoke", only="99_none")
+
+
+def test_a_missing_run_is_an_error_when_nothing_may_be_trained(smoke):
+    (smoke / "runs/smoke/runs").rename(smoke / "runs/smoke/elsewhere")
+    try:
+        with pytest.raises(InputError, match="not among the committed ones"):
+            chain.reproduce("smoke", only="03_vgg7", train=False)
+    finally:
+        (smoke / "runs/smoke/elsewhere").rename(smoke / "runs/smoke/runs")
+    assert chain.reproduce("smoke", train=False) == ["03_vgg7"]
+
+
+def test_publish_refuses_mock_galaxies(smoke):
+    with pytest.raises(InputError, match="mock galaxies"):
+        chain.publish("smoke")
+    assert not (smoke / "figures").exists()
+
+
+def test_publish_and_check(smoke):
+    """The mock galaxies, without the truth that marks them as such, go all the way to a check of what was published."""
+    folder = smoke / "data/unmarked"
+    shutil.copytree(smoke / "runs/smoke/mock", folder)
+    (folder / "truth.csv").unlink()
+    assert not KaggleFolder(folder).is_mock
+    chain.reproduce("smoke", folder)
+    chain.publish("smoke", folder)
+    assert chain.check("smoke", folder) == []
+    assert len(pd.read_csv(smoke / "data/sample.csv")) == 300
+    edit(next(smoke.glob("paper/tables/03_scores.csv")), "VGG7,0.", "VGG7,0.1")
+    assert chain.check("smoke", folder) == ["tables/03_scores.csv differs"]
+    run = next((smoke / "paper/runs").iterdir())
+    run.rename(run.with_name("0" * 16))
+    assert chain.check("smoke", smoke / "nowhere") == [f"runs/{'0' * 16} is not the run that its spec.json describes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", [".", "nbs/paper"])
+def test_a_notebook_runs_by_plain_papermill(smoke, tmp_path, name, place):
+    """From the repository's folder and from another; what a run of the chain has trained is used again."""
+    profile = smoke / "paper/profiles/smoke.yaml"
+    command = [sys.executable, "-m", "papermill", str(chain.notebook_path(name)), str(tmp_path / "out.ipynb"), "-f", str(profile), "--no-progress-bar"]
+    done = subprocess.run(command, cwd=smoke / place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "unknown parameter" not in done.stderr or name != "03_vgg7"
