@@ -72,7 +72,7 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #a35c5bce
+# %% ../nbs/12_cli.ipynb #499e709e
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")],
@@ -83,8 +83,8 @@ def train(
     width: Annotated[int, typer.Option(help="channels of its first block")] = 32,
     size: Annotated[int, typer.Option(help="px of its input")] = 64,
     field: Annotated[float, typer.Option(help="px of the original that the input spans")] = 212.0,
-    epochs: Annotated[int, typer.Option()] = 60,
-    batch_size: Annotated[int, typer.Option()] = 128,
+    epochs: Annotated[int, typer.Option()] = 90,
+    batch_size: Annotated[int, typer.Option()] = 64,
     learning_rate: Annotated[float, typer.Option(help="its peak")] = 2e-3,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     patience: Annotated[int, typer.Option(help="stop after so many epochs without improvement; 0: never")] = 0,

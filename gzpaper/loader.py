@@ -18,8 +18,8 @@ from .data import CROP, PixelStore
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['PLAIN', 'uniforms', 'Augment', 'affine', 'draw_affine', 'draw_gains', 'store_side', 'resample', 'channel_statistics',
-           'Batches', 'normalise']
+__all__ = ['PLAIN', 'uniforms', 'Augment', 'affine', 'draw_affine', 'draw_gains', 'store_side', 'sampling_grid', 'resample',
+           'channel_statistics', 'Batches', 'normalise']
 
 # %% ../nbs/04_loader.ipynb #ba20d83a
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -63,7 +63,7 @@ class Augment:
 
 PLAIN = Augment(rotate=0, flip=0, zoom=0, shift=0, colour=0)
 
-# %% ../nbs/04_loader.ipynb #c40abd47
+# %% ../nbs/04_loader.ipynb #408d28e2
 def affine(
     angle: np.ndarray,  # [B] radians
     mirror: np.ndarray,  # [B] bool
@@ -71,7 +71,7 @@ def affine(
     shift: np.ndarray,  # [B, 2] px of the original
     view: float,  # the width of what the network sees as a fraction of what is stored
 ) -> torch.Tensor:  # [B, 2, 3] float32
-    "The matrices of the resampling, for `torch.nn.functional.affine_grid`."
+    "The matrices of the resampling, as `torch.nn.functional.affine_grid` takes them."
     scale = view / zoom
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     sign = np.where(mirror, -1.0, 1.0)
@@ -112,15 +112,26 @@ def store_side(
         raise InputError(f"field {field} is not between 0 and the {CROP} px that are kept of an original")
     return round(CROP * size / field)
 
-# %% ../nbs/04_loader.ipynb #7c877c43
+# %% ../nbs/04_loader.ipynb #6518f0d4
+def sampling_grid(
+    matrices: torch.Tensor,  # [B, 2, 3]
+    size: int,  # px of the output
+) -> torch.Tensor:  # [B, size, size, 2] in [-1, 1] where inside
+    "Where in the input each output pixel lies, for `torch.nn.functional.grid_sample`."
+    line = (2 * torch.arange(size, device=matrices.device) + 1) / size - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)]).view(3, -1)
+    return (matrices.reshape(-1, 3) @ points).view(-1, 2, size, size).permute(0, 2, 3, 1)
+
+# %% ../nbs/04_loader.ipynb #1c9ca33e
 def resample(
     pixels: torch.Tensor,  # [B, S, S, 3] uint8, on any device
     matrices: torch.Tensor,  # [B, 2, 3]
     size: int,  # px of the output
 ) -> torch.Tensor:  # [B, 3, size, size] float32 in [0, 1], channels last in memory
     "One affine resampling of a whole batch, bilinear."
-    images = pixels.permute(0, 3, 1, 2).to(torch.float32).div(255)
-    grid = F.affine_grid(matrices.to(pixels.device), (len(pixels), 3, size, size), align_corners=False)
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    grid = sampling_grid(matrices.to(pixels.device), size)
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return views.contiguous(memory_format=torch.channels_last)
 
@@ -137,7 +148,7 @@ def channel_statistics(
     mean = total / count
     return mean.round(5).tolist(), np.sqrt(squares / count - mean**2).round(5).tolist()
 
-# %% ../nbs/04_loader.ipynb #d2ad5126
+# %% ../nbs/04_loader.ipynb #99ce798c
 @dataclass
 class Batches:
     "The galaxies of one part, a batch at a time."
@@ -193,7 +204,7 @@ class Batches:
         numbers = uniforms(self.seed, epoch, ids, 13) if self.augment else np.zeros((len(ids), 13))
         matrices = draw_affine(augment, numbers, self.size / self.store.side)
         images = resample(pixels.to(self.device, non_blocking=True), matrices, self.size)
-        return normalise(images * draw_gains(augment, numbers[:, 8:]).to(self.device), self.mean, self.std)
+        return normalise(images.mul_(draw_gains(augment, numbers[:, 8:]).to(self.device)), self.mean, self.std)
 
 
 def normalise(
@@ -203,4 +214,4 @@ def normalise(
 ) -> torch.Tensor:  # [B, 3, H, W]
     "Channels with mean 0 and standard deviation 1."
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
-    return (images - mean) / std
+    return (images - mean).div_(std)

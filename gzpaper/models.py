@@ -41,7 +41,7 @@ def dense_tail(
 # %% ../nbs/05_models.ipynb #304d6473
 HEADS = {"sigmoid": torch.sigmoid}
 
-# %% ../nbs/05_models.ipynb #be6d2755
+# %% ../nbs/05_models.ipynb #5ea7bc16
 class VGG7(nn.Module):
     "The paper's network: seven blocks, a fully connected tail, sigmoids."
 
@@ -49,9 +49,9 @@ class VGG7(nn.Module):
         self,
         size: int = 64,  # px of the input
         width: int = 32,  # channels of the first block
-        depth: int = 2,  # convolutions in a block
+        depth: int = 1,  # convolutions in a block
         hidden: int = 512,  # units of the tail's hidden layer
-        dropout: float = 0.4,  # probability
+        dropout: float = 0.25,  # probability
         head: str = "sigmoid",  # one of HEADS
     ):
         super().__init__()

@@ -34,7 +34,7 @@ __all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'Spec', 'pick_devi
            'build_schedule', 'averaged', 'Input', 'save_weights', 'read_header', 'load_weights', 'Training', 'autocast',
            'predict_batches', 'fit']
 
-# %% ../nbs/06_train.ipynb #95511f89
+# %% ../nbs/06_train.ipynb #83cd25a6
 @dataclass(frozen=True)
 class Spec:
     "All that decides what a training run gives, apart from the data."
@@ -43,8 +43,8 @@ class Spec:
     size: int = 64  # px of the network's input
     field: float = 212.0  # px of the original that the input spans
     augment: Augment = Augment()
-    epochs: int = 60
-    batch_size: int = 128
+    epochs: int = 90
+    batch_size: int = 64
     optimiser: str = "adamw"  # one of OPTIMISERS
     learning_rate: float = 2e-3  # its peak
     weight_decay: float = 0.02
@@ -237,7 +237,7 @@ def load_weights(
     expects = Input(**{f.name: about["input"][f.name] for f in fields(Input)})
     return model.eval().to(device, memory_format=torch.channels_last), expects, about
 
-# %% ../nbs/06_train.ipynb #b92f7563
+# %% ../nbs/06_train.ipynb #fabfb06e
 class Training:
     "A network in training."
 
@@ -247,9 +247,11 @@ class Training:
         model: nn.Module,
         batches: Batches,  # of the training part
         device: torch.device,
+        galaxies: str = "",  # the digest of the data
     ):
         self.spec, self.batches, self.device = spec, batches, device
         self.dtype = pick_precision(spec.precision, device)
+        self.identity = json.dumps([spec.to_dict(), galaxies, str(self.dtype)])  # a saved state must agree in it
         self.model = model.to(device, memory_format=torch.channels_last)
         self.average = averaged(self.model, spec.ema)
         self.optimiser = build_optimiser(spec, self.model)
@@ -264,7 +266,7 @@ class Training:
     def state(self) -> dict:
         "All that a resumed training needs."
         parts = {name: part.state_dict() for name, part in self._stateful().items()}
-        return parts | {"history": self.history, "best": self.best, "spec": json.dumps(self.spec.to_dict())}
+        return parts | {"history": self.history, "best": self.best, "identity": self.identity}
 
     def restore(self, state: dict):
         "Take up a saved state."
@@ -325,11 +327,13 @@ def predict_batches(
 ) -> np.ndarray:  # [N, 37] float32, in the order of the batches' rows
     "A network's predictions for every galaxy of a part, one view each."
     model.eval()
-    device = torch.device(batches.device)
-    with autocast(device, dtype):
-        return torch.cat([model(images).float() for images, _ in batches.epoch()]).cpu().numpy()
+    parts = []
+    for images, _ in batches.epoch():  # outside of autocast, which would resample in half precision
+        with autocast(images.device, dtype):
+            parts.append(model(images).float())
+    return torch.cat(parts).cpu().numpy()
 
-# %% ../nbs/06_train.ipynb #c3c10ceb
+# %% ../nbs/06_train.ipynb #243bd5ee
 def _prepare(
     spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray, device: torch.device
 ) -> tuple[Training, Batches, Input]:
@@ -343,20 +347,20 @@ def _prepare(
     validation = Batches(galaxies.store, held_out, galaxies.labels[held_out], **common)
     torch.manual_seed(spec.seed)
     model = build_model(spec.model, size=spec.size, **spec.model_parameters)
-    return Training(spec, model, learn, device), validation, expects
+    return Training(spec, model, learn, device, galaxies.digest), validation, expects
 
 
 def _resume(training: Training, checkpoint: Path):
     "Take up a checkpoint."
     try:
         state = torch.load(checkpoint, map_location=training.device, weights_only=True)
-        same = Spec.from_dict(json.loads(state["spec"])) == training.spec
+        same = state["identity"] == training.identity
         if same:
             training.restore(state)
     except Exception as error:  # a damaged file can make torch raise anything
         raise InputError(f"{checkpoint} is damaged ({type(error).__name__}): remove it to start this training again") from None
     if not same:
-        raise InputError(f"{checkpoint} is of a training with other parameters: name another folder, or remove it to start again")
+        raise InputError(f"{checkpoint} is of a training with other parameters, galaxies or precision: name another folder, or remove it to start again")
 
 
 def _epoch_row(training: Training, validation: Batches, tick: Callable[[int], None]) -> dict:
@@ -387,10 +391,10 @@ def _train(training: Training, validation: Batches, folder: Path, progress: bool
             training.history.append(row)
             if training.spec.patience and row["validation_rmse"] <= min(r["validation_rmse"] for r in training.history):
                 training.best = {k: v.clone() for k, v in training.average.module.state_dict().items()}
+            with atomic(folder / "history.csv") as partial:  # first, as the checkpoint says what is done
+                pd.DataFrame(training.history).to_csv(partial, index=False)
             with atomic(folder / "checkpoint.pt") as partial:
                 torch.save(training.state(), partial)
-            with atomic(folder / "history.csv") as partial:
-                pd.DataFrame(training.history).to_csv(partial, index=False)
             bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_rmse'] ** 2:.5f}", rmse=f"{row['validation_rmse']:.4f}")
 
 
@@ -406,6 +410,7 @@ def fit(
     "Train a network, or finish its training. Raises `InputError` if the folder holds another training, or a damaged checkpoint."
     folder, weights = Path(folder), Path(folder) / "weights.safetensors"
     if weights.exists():
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
         return weights
     training, validation, expects = _prepare(spec, galaxies, train, held_out, torch.device(device))
     if (folder / "checkpoint.pt").exists():

@@ -182,7 +182,7 @@ def test_stray_image(damaged, cli):
     images, table, _ = KaggleFolder(damaged).join()
     assert images.ids.astype(int).tolist() == table.GalaxyID.tolist()
     assert [Path(name).stem for name in images.names] == table.GalaxyID.astype(str).tolist()
-    cli("data", "check", damaged).refused("thumb", "1 problem", "remove")
+    cli("data", "check", damaged).refused("thumb", "has 1 problem", "remove")
 
 
 def test_no_folder_to_predict(tmp_path, weights, cli):
@@ -281,7 +281,7 @@ CHECKPOINT_DAMAGE = {
     "empty": lambda f: f.write_bytes(b""),
     "another program": lambda f: torch.save({"model": {}}, f),
     "a list": lambda f: torch.save([1, 2], f),
-    "pickle": lambda f: f.write_bytes(pickle.dumps(Path("x"))),
+    "pickle": lambda f: f.write_bytes(pickle.dumps(Path("x"), protocol=2)),
 }
 
 

@@ -28,7 +28,8 @@ def source(path: Path) -> str:
 
 def imports(code: str) -> set[str]:
     nodes = list(ast.walk(ast.parse(code)))
-    return {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)} | {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    plain = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    return plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
 
 
 def test_every_module_has_its_notebook():
