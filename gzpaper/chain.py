@@ -127,7 +127,7 @@ def data_folder(
                          "DATA=path`; data/README.md says how to get them")
     return folder
 
-# %% ../nbs/11_chain.ipynb #8daa3ea6
+# %% ../nbs/11_chain.ipynb #e6b9d85e
 TRAINING_MODULES = ("tree", "data", "loader", "models", "train", "predict")
 
 
@@ -162,13 +162,13 @@ def run_key(
     return hashlib.sha256(json.dumps([spec, galaxies, recipe], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device: torch.device):
+def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device: torch.device, code: str):
     "Write what a run keeps beside its weights."
     model, expects, _ = load_weights(weights, device)
     table = predict_store(model, expects, galaxies.store, galaxies.rows("validation"))
     history = pd.read_csv(folder / "history.csv")
     about = {"spec": spec.to_dict(), "galaxies": galaxies.digest, "recipe": RECIPE, "mock": galaxies.is_mock,
-             "trained_on": len(galaxies.rows("train")), "code": code_digest(*TRAINING_MODULES), "device": device_name(device),
+             "trained_on": len(galaxies.rows("train")), "code": code, "device": device_name(device),
              "precision": read_header(weights)["precision"], "seconds": round(float(history.seconds.sum()), 1), "versions": versions()}
     with atomic(folder / "spec.json") as partial:
         partial.write_text(json.dumps(about, indent=1))
@@ -190,9 +190,9 @@ def run(
             return Run(key, Path(place) / key)
     if os.environ.get("GZPAPER_TRAIN") == "0":
         raise InputError(f"run {key} is not among the committed ones: its spec or the galaxies differ. `make reproduce` trains it")
-    target, chosen = Path(folder) / key, pick_device(device)
+    target, chosen, code = Path(folder) / key, pick_device(device), code_digest(*TRAINING_MODULES)
     weights = fit(spec, galaxies, target, galaxies.rows("train"), galaxies.rows("validation"), chosen)
-    _finish(target, spec, galaxies, weights, chosen)
+    _finish(target, spec, galaxies, weights, chosen, code)
     return Run(key, target)
 
 # %% ../nbs/11_chain.ipynb #42d1ece5
@@ -213,7 +213,7 @@ def git_commit() -> str:
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
-# %% ../nbs/11_chain.ipynb #b51df489
+# %% ../nbs/11_chain.ipynb #53d3be41
 STAMP = "mock galaxies"
 
 
@@ -255,7 +255,7 @@ class Section:
     def pictures(
         self,
         ids,  # [N] GalaxyIDs
-        side: int = 116,  # px
+        side: int = 96,  # px
     ) -> np.ndarray:  # [N, side, side, 3] uint8
         "The central parts of some galaxies' images, for people to look at."
         images = KaggleFolder(self.folder).images()

@@ -72,7 +72,7 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #499e709e
+# %% ../nbs/12_cli.ipynb #9f3ab738
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")],
@@ -114,9 +114,11 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
 ):
     "Predict the 37 vote fractions of every image in a folder."
-    from gzpaper.predict import predict_images, write_predictions
+    from gzpaper.data import check_output
+    from gzpaper.predict import TABLES, predict_images, write_predictions
     from gzpaper.train import pick_device
 
+    check_output(out, *TABLES)
     table = predict_images(weights, images, rotations, flip, pick_device(device))
     write_predictions(table, out)
     print(f"{len(table)} galaxies are in {out}")

@@ -28,9 +28,9 @@ from tqdm import tqdm
 from .tree import COLUMNS, InputError, check_labels
 
 # %% auto #0
-__all__ = ['CROP', 'CHALLENGE_IMAGES', 'COMPETITION', 'FILES', 'atomic', 'Images', 'decode', 'area_weights', 'scale_area',
-           'PixelStore', 'pixel_digest', 'stamps', 'pixel_store', 'read_table', 'read_labels', 'split', 'folds',
-           'dieleman_split', 'KaggleFolder', 'Galaxies', 'label_digests', 'load_galaxies', 'sample_table',
+__all__ = ['CROP', 'CHALLENGE_IMAGES', 'COMPETITION', 'FILES', 'atomic', 'check_output', 'Images', 'decode', 'area_weights',
+           'scale_area', 'PixelStore', 'pixel_digest', 'stamps', 'pixel_store', 'read_table', 'read_labels', 'split',
+           'folds', 'dieleman_split', 'KaggleFolder', 'Galaxies', 'label_digests', 'load_galaxies', 'sample_table',
            'write_sample', 'check_folder', 'download']
 
 # %% ../nbs/01_data.ipynb #5892f01f
@@ -58,6 +58,20 @@ def atomic(
 def _remove(path: Path):
     "Remove a file or a folder, if it is there."
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+# %% ../nbs/01_data.ipynb #ab984983
+def check_output(
+    path: str | Path,  # a file that is to be written later
+    *suffixes: str,  # what its name may end in
+):
+    "Make sure that a file can be written. Raises `InputError` if not."
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise InputError(f"{path} does not end in {' or '.join(suffixes)}: name a file that does")
+    probe = path.with_name(f".{path.name}.probe")
+    with atomic(probe) as partial:
+        partial.touch()
+    probe.unlink()
 
 # %% ../nbs/01_data.ipynb #ac037ffa
 class Images:

@@ -69,7 +69,7 @@ def gzpaper():
     "The command line in a process of its own, with the options of `subprocess.run`."
     def run(*arguments, **options) -> Result:
         command = [sys.executable, "-c", "from gzpaper.cli import main; main()", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run

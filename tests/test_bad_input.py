@@ -377,16 +377,27 @@ def test_full_disk_while_a_store_is_written(mock_folder, tmp_path, gzpaper):
     np.testing.assert_array_equal(PixelStore.open(store).read([0]), old.read([0]))
 
 
-@pytest.mark.parametrize("file", ["checkpoint.pt", "weights.safetensors"])
-def test_full_disk_while_a_training_is_written(file, mock_folder, half_run, cli):
-    "What was there before survives, the checkpoint too."
-    if file == "checkpoint.pt":
+def test_full_disk_while_a_checkpoint_is_written(mock_folder, half_run, cli):
+    "The store survives, and the same command starts again when there is space."
+    for file in ("checkpoint.pt", "history.csv"):
         (half_run / file).unlink()
     before = contents(half_run)
     with full_disk(200_000):
         result = cli("train", mock_folder, "--out", half_run, *TINY)
-    result.refused(half_run / file, "cannot be written", "Free some space")
+    result.refused(half_run / "checkpoint.pt", "cannot be written", "Free some space")
+    (half_run / "history.csv").unlink(missing_ok=True)
     assert contents(half_run) == before
+    assert cli("train", mock_folder, "--out", half_run, *TINY).code == 0
+
+
+def test_full_disk_while_weights_are_written(mock_folder, half_run, cli):
+    "The checkpoint survives, and the same command goes on from it when there is space."
+    before = contents(half_run)
+    with full_disk(200_000):
+        result = cli("train", mock_folder, "--out", half_run, *TINY)
+    result.refused(half_run / "weights.safetensors", "cannot be written", "Free some space")
+    assert contents(half_run) == before
+    assert cli("train", mock_folder, "--out", half_run, *TINY).code == 0
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -434,8 +445,8 @@ def test_train_option(option, mock_folder, tmp_path, cli):
 PREDICT_OPTIONS = {
     "rotations": (["--rotations", 0], ["rotations is 0", "1 or more"]),
     "device": (["--device", "warp"], ["warp", "use auto or cpu"]),
-    "suffix": (["--out", "table.txt"], ["table.txt", "neither .csv nor .parquet", "name a file"]),
-    "no suffix": (["--out", "table"], ["table", "neither .csv nor .parquet", "name a file"]),
+    "suffix": (["--out", "table.txt"], ["table.txt", ".csv or .parquet", "name a file"]),
+    "no suffix": (["--out", "table"], ["table", ".csv or .parquet", "name a file"]),
 }
 
 

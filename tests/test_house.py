@@ -40,7 +40,8 @@ def test_every_module_has_its_notebook():
 def test_export_and_clean_leave_the_tree_unchanged(tmp_path):
     for name in ("nbs", "gzpaper"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    shutil.copy(ROOT / "settings.ini", tmp_path)
+    for name in ("settings.ini", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for command in ("nbdev_export", "nbdev_clean"):
         subprocess.run([Path(sys.executable).parent / command], cwd=tmp_path, check=True, capture_output=True)
