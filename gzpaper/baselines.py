@@ -55,7 +55,7 @@ def central_pixel(
 ) -> pd.DataFrame:  # a predictions table
     "Kaggle's benchmark: the mean labels of the training galaxies whose central colour is alike."
     if len(train) < k:
-        raise InputError(f"{len(train)} training galaxies are too few for {k} groups of central colours")
+        raise InputError(f"{len(train)} training galaxies are too few for {k} groups of central colours: add galaxies")
     known, new = (np.concatenate([central_colour(galaxies.store.read([r])) for r in part]) for part in (train, rows))
     groups = KMeans(k, n_init=10, random_state=seed).fit(known)
     means = np.stack([galaxies.labels[train][groups.labels_ == g].mean(0, dtype=np.float64) for g in range(k)])

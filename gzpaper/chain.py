@@ -55,9 +55,12 @@ def _read_yaml(path: Path) -> dict:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text()) or {}
+        found = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} cannot be read: correct it ({' '.join(str(error).split())})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a list of `name: value`: correct it")
+    return found
 
 
 def chain() -> dict:
@@ -89,6 +92,8 @@ def read_profile(
     parameters = _read_yaml(folder / f"{profile}.yaml") | {"profile": profile}
     if data:
         parameters["data"] = os.path.relpath(Path(data).resolve(), root())
+    for parameter in {"data", "mock_galaxies", "seed"} - set(parameters):
+        raise InputError(f"paper/profiles/{profile}.yaml lacks {parameter}: add it")
     known = {p for name in chain()["notebooks"] for p in declared(name)}
     for parameter in sorted(set(parameters) - known):
         raise InputError(f"paper/profiles/{profile}.yaml: no notebook of the chain declares '{parameter}'; "

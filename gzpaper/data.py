@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import pandas as pd
@@ -45,7 +47,7 @@ def atomic(
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
         yield partial
-        if path.is_dir():
+        if path.is_dir() and partial.is_dir():
             shutil.rmtree(path)
         os.replace(partial, path)
     except OSError as error:
@@ -68,12 +70,18 @@ def check_output(
     path = Path(path)
     if path.suffix not in suffixes:
         raise InputError(f"{path} does not end in {' or '.join(suffixes)}: name a file that does")
-    probe = path.with_name(f".{path.name}.probe")
-    with atomic(probe) as partial:
-        partial.touch()
-    probe.unlink()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}. Name another place") from error
 
 # %% ../nbs/01_data.ipynb #ac037ffa
+_UNREADABLE = (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what zipfile and pandas raise for damaged files
+
+
 class Images:
     "The JPEG images of a folder or a zip, in the order of their GalaxyIDs."
 
@@ -86,7 +94,7 @@ class Images:
             raise InputError(f"{path} does not exist: name a folder or a zip of JPEG images")
         entries = [e for e in self._entries() if not Path(e[0]).name.startswith(".") and "__MACOSX" not in e[0]]
         if not entries:
-            raise InputError(f"{path} holds no JPEG image (*.jpg)")
+            raise InputError(f"{path} holds no JPEG image (*.jpg): name a folder or a zip of them")
         stems = [Path(name).stem for name, _ in entries]
         ids = np.array([int(s) for s in stems] if all(s.isdecimal() for s in stems) else stems)
         order = np.argsort(ids, kind="stable")
@@ -108,7 +116,10 @@ class Images:
 
     @cached_property
     def _zip(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(self.path)
+        try:
+            return zipfile.ZipFile(self.path)
+        except _UNREADABLE as error:
+            raise InputError(f"{self.path} is damaged ({error}): download it again") from None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -121,18 +132,18 @@ class Images:
         "The JPEG bytes of image `i`."
         try:
             return (self.path / self.names[i]).read_bytes() if self.path.is_dir() else self._zip.read(self.names[i])
-        except (OSError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{self.where(i)} cannot be read ({error}): fetch it again") from error
 
     def select(self, ids) -> Images:
         "The images of some GalaxyIDs, in ascending order. Raises `InputError` if one has no image."
-        missing = np.setdiff1d(ids, self.ids)
-        if len(missing):
+        ids, rows = np.sort(ids), {str(i): row for row, i in enumerate(self.ids.tolist())}
+        missing = [i for i in ids.tolist() if str(i) not in rows]
+        if missing:
             raise InputError(f"{self.path} has no image of GalaxyID {missing[0]} ({len(missing)} of {len(ids)} are missing): "
                              "add the images or remove their rows")
         chosen = object.__new__(Images)
-        keep = np.flatnonzero(np.isin(self.ids, ids))
-        chosen.path, chosen.ids, chosen.names = self.path, self.ids[keep], [self.names[i] for i in keep]
+        chosen.path, chosen.ids, chosen.names = self.path, ids, [self.names[rows[str(i)]] for i in ids.tolist()]
         chosen.fingerprint = hashlib.sha256(f"{self.fingerprint} {chosen.ids.tolist()}".encode()).hexdigest()
         return chosen
 
@@ -157,7 +168,7 @@ def decode(
         return np.asarray(image)[top : top + CROP, left : left + CROP]
     except UnidentifiedImageError:
         raise InputError(f"{name} is not an image: fetch it again or remove it") from None
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} is damaged ({error}): fetch it again or remove it") from None
 
 # %% ../nbs/01_data.ipynb #ba80215c
@@ -263,43 +274,53 @@ def pixel_store(
 ) -> PixelStore:
     "The store of these images: opened if it is there and matches, else built."
     path = Path(path)
-    wanted = {"source": images.fingerprint, "crop": CROP, "side": side}
     try:
-        fresh = json.loads((path / "store.json").read_text()) == wanted
-    except (OSError, ValueError):
-        fresh = False
-    if not fresh:
-        with atomic(path) as partial:
-            _write_store(images, partial, side)
+        if json.loads((path / "store.json").read_text()) == {"source": images.fingerprint, "crop": CROP, "side": side}:
+            store = PixelStore.open(path)
+            store.read([0])
+            return store
+    except (OSError, ValueError, EOFError):  # none there, or a damaged one
+        pass
+    with atomic(path) as partial:
+        _write_store(images, partial, side)
     return PixelStore.open(path)
 
 # %% ../nbs/01_data.ipynb #179c7221
 def read_table(
-    path: str | Path,  # a CSV file or a zip of one: labels, predictions, or Kaggle's benchmarks
+    path: str | Path,  # a CSV file, a zip of one, or .parquet: labels, predictions, or Kaggle's benchmarks
 ) -> pd.DataFrame:  # `GalaxyID` and the 37 columns, ascending by GalaxyID
     "A table in Kaggle's format. Raises `InputError` for a file that is none, and for duplicate GalaxyIDs."
     try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}): fetch it again") from None
+        table = pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
+    except _UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as a table ({error}): fetch it again") from None
     missing = [c for c in ["GalaxyID", *COLUMNS] if c not in table.columns]
     if missing:
         raise InputError(f"{path} has no column {missing[0]}: it needs GalaxyID and the 37 columns Class1.1 to Class11.6")
     text = [c for c in COLUMNS if not pd.api.types.is_numeric_dtype(table[c])]
     if text:
-        value = table[text[0]][pd.to_numeric(table[text[0]], errors="coerce").isna()].iloc[0]
-        raise InputError(f"{path}, column {text[0]}: '{value}' is not a number")
+        row = table[pd.to_numeric(table[text[0]], errors="coerce").isna() & table[text[0]].notna()].iloc[0]
+        raise InputError(f"{path}, GalaxyID {row.GalaxyID}, column {text[0]}: '{row[text[0]]}' is not a number: correct or remove this row")
     if table.GalaxyID.duplicated().any():
         twice = table.GalaxyID[table.GalaxyID.duplicated()].iloc[0]
         raise InputError(f"{path} has GalaxyID {twice} more than once: remove the extra rows")
     return table[["GalaxyID", *COLUMNS]].sort_values("GalaxyID", ignore_index=True)
 
 
+def _label_table(path: Path) -> pd.DataFrame:
+    "A table whose GalaxyIDs are whole numbers, as those of labelled galaxies have to be."
+    table = read_table(path)
+    if not pd.api.types.is_integer_dtype(table.GalaxyID):
+        value = next(i for i in table.GalaxyID if not str(i).isdecimal())
+        raise InputError(f"{path}: GalaxyID '{value}' is not a whole number: correct or remove this row")
+    return table
+
+
 def read_labels(
     path: str | Path,  # training_solutions_rev1.csv, or the zip of it
 ) -> pd.DataFrame:  # `GalaxyID` and the 37 columns, ascending by GalaxyID
     "A table of labels that obeys the tree. Raises `InputError` with the first violation."
-    table = read_table(path)
+    table = _label_table(path)
     found = check_labels(table)
     if len(found):
         first = found.iloc[0]
@@ -320,6 +341,8 @@ def split(
     test: int,  # galaxies in the test part
 ) -> np.ndarray:  # [N] "train", "validation" or "test"
     "The part of each galaxy, by a hash of its GalaxyID. Raises `InputError` if nothing is left to train on."
+    if min(validation, test) < 0:
+        raise InputError(f"{validation} in validation and {test} in test: each takes 0 or more")
     if validation + test >= len(ids):
         raise InputError(f"{len(ids)} galaxies are too few for {validation} in validation and {test} in test: lower these or add galaxies")
     rank = np.argsort(np.argsort(_hash("gzpaper split", ids)))
@@ -442,7 +465,10 @@ def write_sample(
     "Cut a sample out of the full download. Raises `InputError` if a galaxy is missing, or is not the one that the sample lists."
     if Path(out).exists():
         raise InputError(f"{out} exists already: name a new folder")
-    wanted = pd.read_csv(sample).sort_values("GalaxyID", ignore_index=True)
+    try:
+        wanted = pd.read_csv(sample)[["GalaxyID", "pixels", "labels"]].sort_values("GalaxyID", ignore_index=True)
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{sample} is no list of galaxies with GalaxyID, pixels and labels: fetch it again") from None
     folder = KaggleFolder(source)
     images = folder.images().select(wanted.GalaxyID)
     labels = read_labels(folder.labels_path).set_index("GalaxyID").reindex(wanted.GalaxyID)
@@ -464,7 +490,7 @@ def check_folder(
 ) -> list[str]:  # one line a problem; empty: all is well
     "Every problem of a folder in Kaggle's layout; each image is decoded."
     folder = KaggleFolder(path)
-    images, labels = folder.images(), read_table(folder.labels_path)
+    images, labels = folder.images(), _label_table(folder.labels_path)
     found = check_labels(labels)
     problems = [f"GalaxyID {r.GalaxyID}, question {r.question}: {r.problem} ({r.value:.4g})" for r in found.itertuples()]
     problems += [f"GalaxyID {i} has labels but no image" for i in np.setdiff1d(labels.GalaxyID, images.ids)]

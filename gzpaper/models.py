@@ -85,6 +85,9 @@ def build_model(
     head = parameters.get("head", "sigmoid")
     if head not in HEADS:
         raise InputError(f"there is no head '{head}': choose one of {', '.join(HEADS)}")
+    for key in ("width", "depth", "hidden"):
+        if parameters.get(key, 1) < 1:
+            raise InputError(f"{key} is {parameters[key]}: it takes 1 or more")
     try:
         return MODELS[name](**parameters)
     except TypeError as error:

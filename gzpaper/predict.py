@@ -17,7 +17,7 @@ from torch import nn
 from .data import Images, PixelStore, atomic, check_output, read_table, stamps
 from .loader import affine, normalise, resample
 from .train import Input, load_weights
-from .tree import InputError, predictions_table
+from .tree import COLUMNS, InputError, predictions_table
 
 # %% auto #0
 __all__ = ['TABLES', 'view_matrices', 'predict_pixels', 'predict_store', 'predict_images', 'write_predictions',
@@ -113,4 +113,8 @@ def read_predictions(
     path: str | Path,  # .csv, .zip of one, or .parquet
 ) -> pd.DataFrame:  # a predictions table
     "Read a predictions table."
-    return pd.read_parquet(path) if Path(path).suffix == ".parquet" else read_table(path)
+    table = read_table(path)
+    row, column = next(zip(*np.nonzero(table[COLUMNS].isna().to_numpy())), (None, None))
+    if row is not None:
+        raise InputError(f"{path}, GalaxyID {table.GalaxyID[row]}, column {COLUMNS[column]} is empty: correct or remove this row")
+    return table

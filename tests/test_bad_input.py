@@ -350,7 +350,7 @@ def test_a_folder_is_not_written_over(mock_folder, tmp_path, weights, cli):
     (tmp_path / "table.csv/notes.txt").write_text("kept")
     result = cli("predict", mock_folder / "images_test_rev1", "--weights", weights, "--rotations", 1, "--out", tmp_path / "table.csv")
     assert contents(tmp_path) == {"table.csv/notes.txt": b"kept"}
-    result.refused(tmp_path / "table.csv", "cannot be written", "name another place")
+    result.refused(tmp_path / "table.csv", "is a folder", "name a file")
 
 
 @contextmanager
