@@ -5,9 +5,10 @@ DATA ?=
 README ?= README.md
 
 BIN := .venv/bin
+INSTALLED := .venv/.installed
 OPTIONS = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
-.PHONY: help install reproduce figures publish test readme lab clean
+.PHONY: help install reproduce figures publish test readme lab
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -37,11 +38,9 @@ test: .venv/.installed  ## the notebooks, the exported code, the chain on a smal
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/pytest
 
-readme: .venv/.installed  ## make README.md from nbs/index.ipynb
-	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --execute --no-input --stdout nbs/index.ipynb | sed 's#](\.\./#](#g' > $(README)
+readme: $(INSTALLED)  ## make README.md from nbs/index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --execute --no-input --stdout nbs/index.ipynb > $(README).partial
+	@sed 's#](\.\./#](#g' $(README).partial > $(README) && rm $(README).partial
 
 lab: .venv/.installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
-
-clean:  ## remove what has been made, the install and the published figures apart
-	rm -rf runs .pytest_cache .ruff_cache

@@ -13,7 +13,7 @@ from .data import Galaxies
 from .tree import COLUMNS, InputError, predictions_table
 
 # %% auto #0
-__all__ = ['all_ones', 'all_zeros', 'training_mean', 'central_colour', 'central_pixel', 'benchmarks']
+__all__ = ['all_ones', 'all_zeros', 'training_mean', 'central_pixel', 'benchmarks']
 
 # %% ../nbs/03_baselines.ipynb #795915d9
 def all_ones(
@@ -37,15 +37,7 @@ def training_mean(
     "The mean galaxy for every galaxy."
     return predictions_table(ids, np.tile(labels.mean(0, dtype=np.float64), (len(ids), 1)))
 
-# %% ../nbs/03_baselines.ipynb #54fedb94
-def central_colour(
-    pixels: np.ndarray,  # [N, S, S, 3] uint8
-) -> np.ndarray:  # [N, 3] in [0, 255]
-    "The mean of the one, or the four, pixels in the middle."
-    first, last = (pixels.shape[1] - 1) // 2, pixels.shape[1] // 2 + 1
-    return pixels[:, first:last, first:last].mean((1, 2))
-
-
+# %% ../nbs/03_baselines.ipynb #55ce05e0
 def central_pixel(
     galaxies: Galaxies,
     train: np.ndarray,  # positions of the galaxies to learn from
@@ -56,10 +48,9 @@ def central_pixel(
     "Kaggle's benchmark: the mean labels of the training galaxies whose central colour is alike."
     if len(train) < k:
         raise InputError(f"{len(train)} training galaxies are too few for {k} groups of central colours: add galaxies")
-    known, new = (np.concatenate([central_colour(galaxies.store.read([r])) for r in part]) for part in (train, rows))
-    groups = KMeans(k, n_init=10, random_state=seed).fit(known)
+    groups = KMeans(k, n_init=10, random_state=seed).fit(galaxies.store.centres[train])
     means = np.stack([galaxies.labels[train][groups.labels_ == g].mean(0, dtype=np.float64) for g in range(k)])
-    return predictions_table(galaxies.ids[rows], means[groups.predict(new)])
+    return predictions_table(galaxies.ids[rows], means[groups.predict(galaxies.store.centres[rows])])
 
 # %% ../nbs/03_baselines.ipynb #de8953d0
 def benchmarks(

@@ -144,14 +144,14 @@ def evaluate(
     print(question_table(predicted, true).round(4).to_string(index=False))
     print(f"RMSE {rmse(predicted, true):.5f} ({low:.5f} to {high:.5f}) on {len(true)} galaxies")
 
-# %% ../nbs/12_cli.ipynb #9d569028
+# %% ../nbs/12_cli.ipynb #4d601591
 Profile = Annotated[str, typer.Option(help="a file in paper/profiles, without .yaml")]
 Data = Annotated[Optional[Path], typer.Option(help="a folder in Kaggle's layout, in place of the profile's")]  # noqa: UP045
 
 
 @app.command()
 def reproduce(
-    profile: Profile = "demo",
+    profile: Annotated[Optional[str], typer.Option(help="a file in paper/profiles; demo, or with --check what is published")] = None,  # noqa: UP045
     data: Data = None,
     force: Annotated[bool, typer.Option("--force", help="execute every notebook")] = False,
     only: Annotated[Optional[str], typer.Option(help="execute this notebook alone")] = None,  # noqa: UP045
@@ -162,9 +162,9 @@ def reproduce(
     from gzpaper import chain
 
     if not check:
-        chain.reproduce(profile, data, force, only)
+        chain.reproduce(profile or "demo", data, force, only)
         return
-    problems = chain.check(profile, data)
+    problems = chain.check(profile or chain.published_profile(), data)
     if strict:
         problems += [f"the training code has changed since run {key}" for key in chain.changed_runs()]
     for problem in problems:

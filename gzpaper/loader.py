@@ -148,7 +148,7 @@ def channel_statistics(
     mean = total / count
     return mean.round(5).tolist(), np.sqrt(squares / count - mean**2).round(5).tolist()
 
-# %% ../nbs/04_loader.ipynb #99ce798c
+# %% ../nbs/04_loader.ipynb #6faca478
 @dataclass
 class Batches:
     "The galaxies of one part, a batch at a time."
@@ -164,8 +164,8 @@ class Batches:
     device: torch.device | str = "cpu"
 
     def __len__(self) -> int:
-        "How many batches an epoch has."
-        return math.ceil(len(self.rows) / self.batch_size)
+        "How many batches an epoch has; none holds a single galaxy, which batch norm could not learn from."
+        return max(1, min(math.ceil(len(self.rows) / self.batch_size), len(self.rows) // 2))
 
     def epoch(
         self,
@@ -175,36 +175,31 @@ class Batches:
         order = np.arange(len(self.rows))
         if self.augment:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        for pixels, labels, ids in self._prefetch(np.array_split(order, len(self))):
-            yield self._prepare(pixels, ids, epoch), labels.to(self.device, non_blocking=True)
+        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        for batch in self._prefetch(np.array_split(order, len(self)), epoch):
+            pixels, matrices, gains, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            yield resample(pixels, matrices, self.size).mul_(gains).sub_(mean).div_(std), labels
 
-    def _read(self, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-        "A batch's pixels, labels and GalaxyIDs."
-        pixels, labels = torch.from_numpy(self.store.read(self.rows[batch])), torch.from_numpy(self.labels[batch])
-        if torch.device(self.device).type == "cuda":
-            pixels, labels = pixels.pin_memory(), labels.pin_memory()
-        return pixels, labels, self.store.ids[self.rows[batch]]
+    def _read(self, batch: np.ndarray, epoch: int) -> list[torch.Tensor]:
+        "A batch's pixels, matrices, gains and labels."
+        rows, augment = self.rows[batch], self.augment or PLAIN
+        numbers = uniforms(self.seed, epoch, self.store.ids[rows], 13) if self.augment else np.zeros((len(rows), 13))
+        parts = [torch.from_numpy(self.store.read(rows)), draw_affine(augment, numbers, self.size / self.store.side),
+                 draw_gains(augment, numbers[:, 8:]), torch.from_numpy(self.labels[batch])]
+        return [part.pin_memory() for part in parts] if torch.device(self.device).type == "cuda" else parts
 
-    def _prefetch(self, batches: list[np.ndarray]) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+    def _prefetch(self, batches: list[np.ndarray], epoch: int) -> Iterator[list[torch.Tensor]]:
         "Read the batches; for a GPU, each while the one before is in use."
         if torch.device(self.device).type != "cuda":
-            yield from map(self._read, batches)
+            yield from (self._read(batch, epoch) for batch in batches)
             return
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._read, batches[0])
+            coming = reader.submit(self._read, batches[0], epoch)
             for following in [*batches[1:], None]:
                 batch = coming.result()
                 if following is not None:
-                    coming = reader.submit(self._read, following)
+                    coming = reader.submit(self._read, following, epoch)
                 yield batch
-
-    def _prepare(self, pixels: torch.Tensor, ids: np.ndarray, epoch: int) -> torch.Tensor:
-        "Augment and normalise a batch on the device."
-        augment = self.augment or PLAIN
-        numbers = uniforms(self.seed, epoch, ids, 13) if self.augment else np.zeros((len(ids), 13))
-        matrices = draw_affine(augment, numbers, self.size / self.store.side)
-        images = resample(pixels.to(self.device, non_blocking=True), matrices, self.size)
-        return normalise(images.mul_(draw_gains(augment, numbers[:, 8:]).to(self.device)), self.mean, self.std)
 
 
 def normalise(

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 # %% auto #0
-__all__ = ['QUESTIONS', 'COLUMNS', 'SUM_TOLERANCE', 'InputError', 'Question', 'to_conditional', 'to_labels', 'asked',
-           'predictions_table', 'check_labels', 'draw_tree']
+__all__ = ['QUESTIONS', 'COLUMNS', 'AFTER_STAR', 'SUM_TOLERANCE', 'InputError', 'Question', 'to_conditional', 'to_labels',
+           'asked', 'predictions_table', 'check_labels', 'draw_tree']
 
 # %% ../nbs/00_tree.ipynb #5c940ba5
 class InputError(ValueError):
@@ -50,7 +50,7 @@ class Question:
         "The answers in plain words."
         return [code.split("_", 1)[1].replace("_", " ") for code in self.codes]
 
-# %% ../nbs/00_tree.ipynb #75bdbf98
+# %% ../nbs/00_tree.ipynb #342c35c1
 QUESTIONS = (
     Question(1, "smooth_or_features", "Is the galaxy simply smooth and rounded, with no sign of a disk?", 0, None,
              ("a01_smooth", "a02_features_or_disk", "a03_star_or_artifact")),
@@ -70,8 +70,10 @@ QUESTIONS = (
              ("a31_1", "a32_2", "a33_3", "a34_4", "a36_more_than_4", "a37_cant_tell")),
 )
 COLUMNS = [column for question in QUESTIONS for column in question.columns]
+# [37]: the answers to questions 6 and 8, which are shares of those who did not say "star"; all others are shares of everybody
+AFTER_STAR = np.array([question.number in (6, 8) for question in QUESTIONS for _ in question.codes])
 
-# %% ../nbs/00_tree.ipynb #cb5c67e1
+# %% ../nbs/00_tree.ipynb #438ac470
 def _columns(values, question: Question):
     "The columns of one question, whatever the array library."
     return values[..., question.slice]
@@ -96,8 +98,8 @@ def to_conditional(
     parts = []
     for question in QUESTIONS:
         parent = _parent(labels, question)
-        empty = parent == 0
-        parts.append(_columns(labels, question) * (1.0 - 1.0 * empty) / (parent + 1.0 * empty))
+        empty = (parent == 0) * 1 if question.parent else 0
+        parts.append(_columns(labels, question) * (1 - empty) / (parent + empty))
     return _concatenate(parts)
 
 
@@ -112,16 +114,14 @@ def to_labels(
         labels.update({column: parts[-1][..., i : i + 1] for i, column in enumerate(question.columns)})
     return _concatenate(parts)
 
-# %% ../nbs/00_tree.ipynb #28a1fbca
+# %% ../nbs/00_tree.ipynb #c61182fc
 def asked(
     labels: np.ndarray | torch.Tensor,  # [..., 37] Kaggle's labels
 ) -> np.ndarray | torch.Tensor:  # [..., 11] the fraction of volunteers asked each question
     "The expected fraction of volunteers who are asked each question."
     star = labels[..., 2:3]
-    parts = [_parent(labels, question) + 0.0 * star for question in QUESTIONS]
-    parts[5] = 1.0 - star
-    parts[7] = parts[7] * parts[5]
-    return _concatenate(parts)
+    among = [1.0 - star if AFTER_STAR[question.start] else 1.0 + 0.0 * star for question in QUESTIONS]
+    return _concatenate([_parent(labels, question) * part for question, part in zip(QUESTIONS, among)])
 
 # %% ../nbs/00_tree.ipynb #c6d5e5d6
 def predictions_table(

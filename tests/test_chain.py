@@ -13,7 +13,7 @@ from gzpaper import chain
 from gzpaper.data import KaggleFolder
 from gzpaper.tree import InputError
 
-NAMES = chain.chain()["notebooks"]
+NAMES = chain.read_chain()["notebooks"]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,7 @@ def test_a_failing_notebook_says_where_and_is_kept(smoke):
 
 def test_only_and_force(smoke):
     assert chain.reproduce("smoke", only="01_dataset") == ["01_dataset"]
+    assert chain.reproduce("smoke", force=True) == NAMES
     with pytest.raises(InputError, match="no notebook '99_none'"):
         chain.reproduce("smoke", only="99_none")
 
@@ -132,6 +133,9 @@ def test_publish_and_check(smoke):
     chain.publish("smoke", folder)
     assert chain.check("smoke", folder) == []
     assert len(pd.read_csv(smoke / "data/sample.csv")) == 300
+    assert chain.changed_runs() == []
+    edit(smoke / "gzpaper/train.py", "RECIPE = 1", "RECIPE  = 1")
+    assert len(chain.changed_runs()) == 1
     edit(next(smoke.glob("paper/tables/03_scores.csv")), "VGG7,0.", "VGG7,0.1")
     assert chain.check("smoke", folder) == ["tables/03_scores.csv differs"]
     run = next((smoke / "paper/runs").iterdir())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gzpaper.chain import chain, declared, notebook_path, root
+from gzpaper.chain import declared, notebook_path, read_chain, root
 
 ROOT = root()
 LIBRARY = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
@@ -50,7 +50,8 @@ def test_export_and_clean_leave_the_tree_unchanged(tmp_path):
 
 
 def test_readme_is_what_index_gives(tmp_path):
-    subprocess.run(["make", "-s", "readme", f"README={tmp_path / 'README.md'}"], cwd=ROOT, check=True, capture_output=True)
+    here = [f"README={tmp_path / 'README.md'}", f"BIN={Path(sys.executable).parent}", "INSTALLED="]
+    subprocess.run(["make", "-s", "readme", *here], cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
 
 
@@ -95,10 +96,10 @@ def test_a_paper_notebook_has_one_parameters_cell_and_a_section(path):
 
 
 def test_the_chain_has_every_paper_notebook():
-    assert chain()["notebooks"] == [p.stem for p in PAPER]
+    assert read_chain()["notebooks"] == [p.stem for p in PAPER]
 
 
-@pytest.mark.parametrize("name", [n for n in chain()["notebooks"] if n != "09_final"])
+@pytest.mark.parametrize("name", [n for n in read_chain()["notebooks"] if n != "09_final"])
 def test_the_test_part_stays_sealed(name):
     """Labels reach a notebook through Section.galaxies, which seals those of the test part; nothing else may read labels or the part."""
     code = source(notebook_path(name))
@@ -107,9 +108,10 @@ def test_the_test_part_stays_sealed(name):
 
 
 def test_no_kept_output_names_a_place():
-    kept = [p for p in [*LIBRARY, *ROOT.glob("nbs/*.ipynb"), *ROOT.glob("paper/notebooks/*.ipynb")]]
-    for path in kept:
-        text = json.dumps([c.get("outputs") for c in cells(path)])
+    kept = {p: json.dumps([c.get("outputs") for c in cells(p)]) for p in ROOT.glob("nbs/*.ipynb")}
+    published = ("paper/notebooks/*", "paper/*/*.json", "paper/runs/*/*.json", "figures/*.json")
+    kept |= {p: p.read_text() for kind in published for p in ROOT.glob(kind)}
+    for path, text in kept.items():
         assert not re.search(r"/(home|Users|root|tmp|work|private)/", text), path.name
 
 

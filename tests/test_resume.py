@@ -30,7 +30,7 @@ def toy_galaxies(folder: Path) -> Galaxies:
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (96, 20, 20, 3), np.uint8), rng.uniform(size=(96, 37)).astype(np.float32)
     np.save(folder / "pixels.npy", pixels)
-    store = PixelStore(folder, np.arange(96), np.zeros(96, "U12"), 20)
+    store = PixelStore(folder, np.arange(96), np.zeros(96, "U12"), np.zeros((96, 3)), 20)
     return Galaxies(store, labels, np.repeat(["train", "validation"], [80, 16]), is_mock=True)
 
 
