@@ -243,7 +243,8 @@ WEIGHTS_DAMAGE = {  # how a file of weights is made from a good one, and what th
     "other shapes": (lambda f, w: tampered_header(f, w, spec=Spec(model_parameters={"width": 3}, size=32).to_dict()),
                      ["does not fit the model it names, vgg7", "fetch it or train it again"]),
     "unknown model": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model": "vgg99"}), ["vgg99", "choose"]),
-    "unknown parameter": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model_parameters": {"momentum": 1}}), ["momentum", "choose"]),
+    "unknown parameter": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model_parameters": {"momentum": 1}}),
+                          ["momentum", "choose"]),
     "no input": (lambda f, w: tampered_header(f, w, input={}), ["fetch it or train it again"]),
 }
 
