@@ -232,6 +232,7 @@ def synthetic_store(
             file.write(pixels[: (n - start) * side * side * 3])
     np.save(path / "ids.npy", np.arange(n))
     np.save(path / "digests.npy", np.zeros(n, "U12"))
+    np.save(path / "centres.npy", np.zeros((n, 3)))
     (path / "store.json").write_text(json.dumps({"side": side}))
     return PixelStore.open(path)
 

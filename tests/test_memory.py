@@ -50,6 +50,6 @@ def test_memory_does_not_grow_with_epochs(small_epochs):
 
 
 def test_an_array_kept_open_would_be_noticed(large, small_epochs):
-    kept = KeptOpen(large.path, large.ids, large.digests, large.side)
+    kept = KeptOpen(large.path, large.ids, large.digests, large.centres, large.side)
     memory = in_fresh_process(memory_of_epochs, kept, SIZE, 1)
     assert memory[0] - small_epochs[0] > 150  # MB
