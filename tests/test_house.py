@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gzpaper.chain import declared, notebook_path, read_chain, root
+from gzpaper.chain import RUN_FILES, declared, notebook_path, read_chain, root
 
 ROOT = root()
 LIBRARY = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
@@ -122,3 +122,12 @@ def test_the_checkout_travels():
         pytest.skip("not a git checkout")
     files = [ROOT / os.fsdecode(f) for f in listed.stdout.split(b"\0") if f]
     assert sum(f.stat().st_size for f in files if f.exists()) < 18 * 2**20
+
+
+def test_the_published_runs_are_committed():
+    """What figures and tables name as their runs is in the repository, with all that drawing needs."""
+    keys = {key for note in ROOT.glob("figures/*.json") for key in json.loads(note.read_text())["runs"]}
+    listed = subprocess.run(["git", "ls-files", "paper/runs"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert keys and all(f"paper/runs/{key}/{file}" in listed.stdout.splitlines() for key in keys for file in RUN_FILES)
