@@ -52,7 +52,7 @@ def runs_folder(profile: str) -> Path:
     "Where everything goes that a profile makes."
     return root() / os.environ.get("GZPAPER_RUNS", "runs") / profile
 
-# %% ../nbs/11_chain.ipynb #e1672d16
+# %% ../nbs/11_chain.ipynb #d93a9917
 def _read_yaml(path: Path) -> dict:
     import yaml
 
@@ -83,23 +83,19 @@ def notebook_digest(
     return hashlib.sha256(json.dumps([[c["cell_type"], "".join(c["source"])] for c in cells]).encode()).hexdigest()[:16]
 
 
-def declared(name: str) -> list[str]:
+def declared(
+    name: str,  # of a notebook of the paper
+) -> dict[str, str]:  # each parameter's type: int, float or str
     "The parameters that a notebook of the paper declares."
     import papermill
 
-    return list(papermill.inspect_notebook(str(notebook_path(name))))
+    found = papermill.inspect_notebook(str(notebook_path(name)))
+    return {parameter: about["inferred_type_name"] for parameter, about in found.items()}
 
 
-def _check_types(profile: str, parameters: dict, name: str):
-    "Raise `InputError` for a value that is not of the type that a notebook declares."
-    import papermill
-
-    for parameter, about in papermill.inspect_notebook(str(notebook_path(name))).items():
-        kinds = {"int": (int,), "float": (int, float), "str": (str,)}.get(about["inferred_type_name"], (object,))
-        value = parameters.get(parameter)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-            raise InputError(f"paper/profiles/{profile}.yaml: {parameter} is {value!r}, but {name} takes a value of type "
-                             f"{about['inferred_type_name']}: write it so (0.001 for 1e-3)")
+def _is_a(value, kind: str) -> bool:
+    "Whether a profile's value is of the type that a notebook declares; a whole number is a real one too."
+    return type(value).__name__ == kind or (type(value), kind) == (int, "float")
 
 
 def read_profile(
@@ -114,14 +110,16 @@ def read_profile(
     parameters = _read_yaml(folder / f"{profile}.yaml") | {"profile": profile}
     if data:
         parameters["data"] = os.path.relpath(Path(data).resolve(), root())
-    for name in read_chain()["notebooks"]:
-        _check_types(profile, parameters, name)
     for parameter in {"data", "mock_galaxies", "seed"} - set(parameters):
         raise InputError(f"paper/profiles/{profile}.yaml lacks {parameter}: add it")
-    known = {p for name in read_chain()["notebooks"] for p in declared(name)}
-    for parameter in sorted(set(parameters) - known):
-        raise InputError(f"paper/profiles/{profile}.yaml: no notebook of the chain declares '{parameter}'; "
-                         f"remove it, or use one of {', '.join(sorted(known))}")
+    known = {p: kind for name in read_chain()["notebooks"] for p, kind in declared(name).items()}
+    for parameter, value in sorted(parameters.items()):
+        if parameter not in known:
+            raise InputError(f"paper/profiles/{profile}.yaml: no notebook of the chain declares '{parameter}'; "
+                             f"remove it, or use one of {', '.join(sorted(known))}")
+        if not _is_a(value, known[parameter]):
+            raise InputError(f"paper/profiles/{profile}.yaml: {parameter} is {value!r}, but the notebooks take a value of type "
+                             f"{known[parameter]}: write it so (0.001 for 1e-3)")
     return parameters
 
 # %% ../nbs/11_chain.ipynb #d56c692a
@@ -413,7 +411,7 @@ def execute(
     os.replace(working, folder / f"{name}.ipynb")
     failed.unlink(missing_ok=True)
 
-# %% ../nbs/11_chain.ipynb #794c311f
+# %% ../nbs/11_chain.ipynb #3ff203b5
 @dataclass(frozen=True)
 class Step:
     "A notebook of the chain, and whether it has to be executed."
@@ -498,7 +496,7 @@ def _announce(parameters: dict, steps: list[Step], due: list[Step], train: bool,
     source = parameters["data"] or f"{parameters['mock_galaxies']} mock galaxies"
     say(f"profile {parameters['profile']}, {source}")
     for step in steps:
-        say(f"  {step.name}: {'to be executed' if step in due else 'up to date'}")
+        say(f"  {step.name}: {'to be executed' if step in due else 'up to date' if step.fresh else 'left alone'}")
     minutes = read_chain()["minutes"].get(parameters["profile"])
     if due and minutes:
         training = f", and {minutes['train']} to train what has not been trained yet" if train else ""

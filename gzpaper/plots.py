@@ -57,14 +57,15 @@ def gallery(
     ax.axis("off")
     return ax
 
-# %% ../nbs/10_plots.ipynb #567e7f53
+# %% ../nbs/10_plots.ipynb #c41b3fd1
 def label_histogram(
     counts: np.ndarray,  # [37, bins] galaxies whose label lies in each of equal bins from 0 to 1
     ax: Axes | None = None,
 ) -> Axes:
     "The distribution of each of the 37 labels."
     ax = _axes(ax, COLUMN_WIDTH, 4.8)
-    shown = ax.imshow(np.where(counts > 0, counts, np.nan), aspect="auto", cmap="Blues", norm=LogNorm(1), extent=(0, 1, len(COLUMNS), 0))
+    counts = np.where(counts > 0, counts, np.nan)
+    shown = ax.imshow(counts, aspect="auto", cmap="Blues", norm=LogNorm(1), extent=(0, 1, len(COLUMNS), 0), interpolation="none")
     for question in QUESTIONS[1:]:
         ax.axhline(question.start, color="0.4", linewidth=0.5)
     answers = [f"{q.number} {q.name.split('_')[0]}: {a}" for q in QUESTIONS for a in q.answers]
@@ -128,7 +129,7 @@ def question_dots(
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
     return ax
 
-# %% ../nbs/10_plots.ipynb #fcd6926b
+# %% ../nbs/10_plots.ipynb #fdd72f2d
 def predicted_against_true(
     counts: np.ndarray,  # [bins, bins] galaxies by true (rows) and predicted (columns) label, both from 0 to 1
     title: str = "",
@@ -137,7 +138,7 @@ def predicted_against_true(
     "How predictions follow the labels; the line is a perfect prediction."
     ax = _axes(ax, 1.8, 1.8)
     shown, norm = np.where(counts > 0, counts, np.nan).T, LogNorm(1, max(counts.max(), 10))
-    ax.imshow(shown, origin="lower", extent=(0, 1, 0, 1), cmap="Blues", norm=norm)
+    ax.imshow(shown, origin="lower", extent=(0, 1, 0, 1), cmap="Blues", norm=norm, interpolation="none")
     ax.plot([0, 1], [0, 1], color=RED, linewidth=0.8)
     ax.set(xlabel="volunteers", ylabel="network", title=title, xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     return ax

@@ -89,7 +89,7 @@ def test_a_paper_notebook_has_one_parameters_cell_and_a_section(path):
     tagged = [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
     names = [line.split(":")[0] for line in "".join(tagged[0]["source"]).splitlines()]
-    assert declared(path.stem) == names, "papermill does not read every parameter"
+    assert list(declared(path.stem)) == names, "papermill does not read every parameter"
     opened = re.search(r'Section\("(\w+)", (.*?)\)\n', source(path) + "\n", re.DOTALL)
     assert opened and opened[1] == path.stem
     assert re.findall(r"(\w+)=\1", opened[2]) == names, "the section does not record every parameter"
