@@ -19,7 +19,7 @@ from .tree import InputError
 
 # %% auto #0
 __all__ = ['PLAIN', 'uniforms', 'Augment', 'affine', 'draw_affine', 'draw_gains', 'store_side', 'sampling_grid', 'resample',
-           'channel_statistics', 'Batches', 'normalise']
+           'channel_statistics', 'Batches', 'normalise', 'DeviceStore']
 
 # %% ../nbs/04_loader.ipynb #ba20d83a
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -148,7 +148,7 @@ def channel_statistics(
     mean = total / count
     return mean.round(5).tolist(), np.sqrt(squares / count - mean**2).round(5).tolist()
 
-# %% ../nbs/04_loader.ipynb #6faca478
+# %% ../nbs/04_loader.ipynb #ec699034
 @dataclass
 class Batches:
     "The galaxies of one part, a batch at a time."
@@ -162,6 +162,7 @@ class Batches:
     augment: Augment | None = None  # None: no augmentation, and in the order of the rows
     seed: int = 0
     device: torch.device | str = "cpu"
+    share: tuple[int, int] = (0, 1)  # of each batch: which of how many
 
     def __len__(self) -> int:
         "How many batches an epoch has; none holds a single galaxy, which batch norm could not learn from."
@@ -176,17 +177,25 @@ class Batches:
         if self.augment:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        for batch in self._prefetch(np.array_split(order, len(self)), epoch):
+        which, many = self.share
+        shares = [batch[which::many] for batch in np.array_split(order, len(self))]
+        for batch in self._prefetch(shares, epoch):
             pixels, matrices, gains, labels = (part.to(self.device, non_blocking=True) for part in batch)
             yield resample(pixels, matrices, self.size).mul_(gains).sub_(mean).div_(std), labels
+
+    @property
+    def sizes(self) -> list[int]:
+        "How many galaxies each batch has, all shares together."
+        return [len(batch) for batch in np.array_split(np.arange(len(self.rows)), len(self))]
 
     def _read(self, batch: np.ndarray, epoch: int) -> list[torch.Tensor]:
         "A batch's pixels, matrices, gains and labels."
         rows, augment = self.rows[batch], self.augment or PLAIN
         numbers = uniforms(self.seed, epoch, self.store.ids[rows], 13) if self.augment else np.zeros((len(rows), 13))
-        parts = [torch.from_numpy(self.store.read(rows)), draw_affine(augment, numbers, self.size / self.store.side),
+        parts = [torch.as_tensor(self.store.read(rows)), draw_affine(augment, numbers, self.size / self.store.side),
                  draw_gains(augment, numbers[:, 8:]), torch.from_numpy(self.labels[batch])]
-        return [part.pin_memory() for part in parts] if torch.device(self.device).type == "cuda" else parts
+        pin = torch.device(self.device).type == "cuda"
+        return [part.pin_memory() if pin and part.device.type == "cpu" else part for part in parts]
 
     def _prefetch(self, batches: list[np.ndarray], epoch: int) -> Iterator[list[torch.Tensor]]:
         "Read the batches; for a GPU, each while the one before is in use."
@@ -210,3 +219,27 @@ def normalise(
     "Channels with mean 0 and standard deviation 1."
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
     return (images - mean).div_(std)
+
+# %% ../nbs/04_loader.ipynb #76d535d4
+class DeviceStore:
+    "A store whose pixels are on the device that trains; `Batches` takes it in place of a `PixelStore`."
+
+    def __init__(
+        self,
+        store: PixelStore,
+        device: torch.device | str,
+    ):
+        self.ids, self.side = store.ids, store.side
+        self.pixels = torch.empty((len(store), self.side, self.side, 3), dtype=torch.uint8, device=device)
+        for rows in np.array_split(np.arange(len(store)), math.ceil(len(store) / 256)):
+            self.pixels[rows[0] : rows[-1] + 1] = torch.from_numpy(store.read(rows)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(
+        self,
+        rows: np.ndarray,  # [B] positions in `ids`
+    ) -> torch.Tensor:  # [B, side, side, 3] uint8, on the device
+        "The pixels of some galaxies."
+        return self.pixels[torch.as_tensor(rows, device=self.pixels.device)]
