@@ -164,7 +164,7 @@ def data_folder(
                          "DATA=path`; data/README.md says how to get them")
     return folder
 
-# %% ../nbs/11_chain.ipynb #18de319a
+# %% ../nbs/11_chain.ipynb #b699d582
 RUN_FILES = ("spec.json", "history.csv", "predictions.parquet")  # what is kept of a run where it is published
 # Later fields of Spec, each with the value at which a training is what it was before the field existed: left out of the key.
 NEUTRAL = {"folds": 0, "fold": 0, "accumulate": 1, "pretrained": "", "model_parameters.batch_norm": True}
@@ -248,7 +248,7 @@ def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device:
     with atomic(folder / "spec.json") as partial:
         partial.write_text(json.dumps(about, indent=1))
     with atomic(folder / "predictions.parquet") as partial:
-        table.astype(dict.fromkeys(COLUMNS, np.float16)).to_parquet(partial, index=False)
+        table.round(3).astype(dict.fromkeys(COLUMNS, np.float16)).to_parquet(partial, index=False, compression="zstd")
 
 
 def run(
