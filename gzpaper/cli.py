@@ -14,8 +14,9 @@ import typer
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['app', 'data_app', 'Profile', 'Data', 'data_check', 'data_mock', 'data_sample', 'data_get', 'train', 'predict',
-           'evaluate', 'reproduce', 'figures', 'publish', 'main']
+__all__ = ['app', 'data_app', 'Size', 'Field', 'Epochs', 'BatchSize', 'LearningRate', 'Precision', 'Device', 'Compile', 'Profile',
+           'Data', 'data_check', 'data_mock', 'data_sample', 'data_get', 'train', 'pretrain', 'predict', 'evaluate',
+           'reproduce', 'figures', 'publish', 'main']
 
 # %% ../nbs/12_cli.ipynb #66d081d4
 app = typer.Typer(help="Galaxy morphology from images: a reproducible paper on Galaxy Zoo.", no_args_is_help=True,
@@ -72,36 +73,97 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #9f3ab738
+# %% ../nbs/12_cli.ipynb #74bd1c33
+Size = Annotated[int, typer.Option(help="px of its input")]
+Field = Annotated[float, typer.Option(help="px of the original that the input spans")]
+Epochs = Annotated[int, typer.Option(help="how often each galaxy is seen")]
+BatchSize = Annotated[int, typer.Option(help="galaxies in a step, of all processes together")]
+LearningRate = Annotated[float, typer.Option(help="its peak")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+Compile = Annotated[bool, typer.Option("--compile", help="make the network faster with torch.compile, if it works here")]
+
+
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")],
     out: Annotated[Path, typer.Option(help="the folder of the run; the same command goes on with an unfinished one")],
     validation: Annotated[int, typer.Option(help="galaxies in the validation part")] = 1000,
     test: Annotated[int, typer.Option(help="galaxies in the test part, which is not used")] = 1000,
-    model: Annotated[str, typer.Option(help="the network's name")] = "vgg7",
-    width: Annotated[int, typer.Option(help="channels of its first block")] = 32,
-    size: Annotated[int, typer.Option(help="px of its input")] = 64,
-    field: Annotated[float, typer.Option(help="px of the original that the input spans")] = 212.0,
-    epochs: Annotated[int, typer.Option()] = 90,
-    batch_size: Annotated[int, typer.Option()] = 64,
-    learning_rate: Annotated[float, typer.Option(help="its peak")] = 2e-3,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    model: Annotated[str, typer.Option(help="vgg7, vgg11, vgg16, resnet50 or resnet50_lora")] = "vgg7",
+    head: Annotated[str, typer.Option(help="sigmoid, tree_softmax or tree_relu")] = "sigmoid",
+    width: Annotated[Optional[int], typer.Option(help="channels of vgg7's first block")] = None,  # noqa: UP045
+    dropout: Annotated[float, typer.Option(help="probability")] = 0.25,
+    pretrained: Annotated[str, typer.Option(help="what the features start from: imagenet, or a file of weights")] = "",
+    size: Size = 64,
+    field: Field = 212.0,
+    epochs: Epochs = 90,
+    batch_size: BatchSize = 64,
+    accumulate: Annotated[int, typer.Option(help="parts that a batch is cut into where memory is short")] = 1,
+    optimiser: Annotated[str, typer.Option(help="adamw, adam or sgd")] = "adamw",
+    learning_rate: LearningRate = 2e-3,
+    schedule: Annotated[str, typer.Option(help="one_cycle, cosine or constant")] = "one_cycle",
+    precision: Precision = "auto",
     patience: Annotated[int, typer.Option(help="stop after so many epochs without improvement; 0: never")] = 0,
+    folds: Annotated[int, typer.Option(help="of a cross-validation over all but the test part; 0: none")] = 0,
+    fold: Annotated[int, typer.Option(help="train this fold alone; 0: one after the other")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Device = "auto",
+    compile: Compile = False,
 ):
-    "Train a network on labelled galaxies."
+    "Train a network on labelled galaxies; several GPUs: `torchrun --nproc-per-node gpu --no-python gzpaper train ...`."
     from gzpaper.data import load_galaxies
     from gzpaper.loader import store_side
-    from gzpaper.train import Spec, fit, pick_device
+    from gzpaper.models import pretrained_name
+    from gzpaper.predict import cross_validate
+    from gzpaper.train import Spec, fit, join, pick_device, split_rows
 
-    spec = Spec(model=model, model_parameters={"width": width}, size=size, field=field, epochs=epochs, batch_size=batch_size,
-                learning_rate=learning_rate, precision=precision, patience=patience, seed=seed)
-    side = store_side(size, field)
-    galaxies = load_galaxies(data, out / f"store-{side}", side, validation, test)
-    weights = fit(spec, galaxies, out, galaxies.rows("train"), galaxies.rows("validation"), pick_device(device))
-    print(f"the weights are in {weights}, the history in {out / 'history.csv'}")
+    parameters = {"head": head, "dropout": dropout} | ({"width": width} if width is not None else {})
+    spec = Spec(model=model, model_parameters=parameters, size=size, field=field, epochs=epochs, batch_size=batch_size,
+                optimiser=optimiser, learning_rate=learning_rate, schedule=schedule, precision=precision, patience=patience, seed=seed,
+                folds=folds, fold=fold, accumulate=accumulate, pretrained=pretrained_name(pretrained))
+    chosen, side = pick_device(device), store_side(size, field)
+    with join(chosen) as world:
+        with world.first():
+            galaxies = load_galaxies(data, out / f"store-{side}", side, validation, test).sealed()
+        options = {"pretrained": pretrained, "compile": compile, "world": world}
+        if folds:
+            scores = cross_validate(spec, galaxies, out, fold, chosen, **options)
+        else:
+            weights = fit(spec, galaxies, out, *split_rows(spec, galaxies), chosen, **options)
+    if world.rank:
+        return
+    if folds:
+        print(scores.round(5).to_string(index=False))
+        print(f"RMSE {scores.rmse.mean():.5f}, spread {scores.rmse.std():.5f} over {len(scores)} of {folds} folds; all is in {out}")
+    else:
+        print(f"the weights are in {weights}, the history in {out / 'history.csv'}")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Argument(help="the folder to write; the same command goes on with an unfinished one")],
+    galaxies: Annotated[int, typer.Option(help="mock galaxies to draw")] = 20_000,
+    model: Annotated[str, typer.Option(help="vgg7, vgg11, vgg16 or resnet50")] = "resnet50",
+    size: Size = 64,
+    field: Field = 212.0,
+    epochs: Epochs = 10,
+    batch_size: BatchSize = 64,
+    learning_rate: LearningRate = 2e-3,
+    precision: Precision = "auto",
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Device = "auto",
+    compile: Compile = False,
+):
+    "Train a network on mock galaxies, for others to start from: `gzpaper train --pretrained`."
+    from gzpaper.chain import Pretraining
+    from gzpaper.chain import pretrain as run_pretraining
+    from gzpaper.train import Spec
+
+    spec = Spec(model=model, size=size, field=field, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+                precision=precision, seed=seed)
+    weights = run_pretraining(Pretraining(spec, galaxies, seed), out, device, compile)
+    print(f"the weights are in {weights}: use them with `gzpaper train --model {model} --pretrained {weights}`")
 
 
 @app.command()
