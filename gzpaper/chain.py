@@ -164,7 +164,7 @@ def data_folder(
                          "DATA=path`; data/README.md says how to get them")
     return folder
 
-# %% ../nbs/11_chain.ipynb #b699d582
+# %% ../nbs/11_chain.ipynb #dc9a2a22
 RUN_FILES = ("spec.json", "history.csv", "predictions.parquet")  # what is kept of a run where it is published
 # Later fields of Spec, each with the value at which a training is what it was before the field existed: left out of the key.
 NEUTRAL = {"folds": 0, "fold": 0, "accumulate": 1, "pretrained": "", "model_parameters.batch_norm": True}
@@ -204,7 +204,7 @@ def run_key(
                                 if NEUTRAL.get(f"model_parameters.{name}", ...) != value}
     return hashlib.sha256(json.dumps([told, galaxies, recipe], sort_keys=True).encode()).hexdigest()[:16]
 
-
+# %% ../nbs/11_chain.ipynb #d1ed0548
 @dataclass(frozen=True)
 class Pretraining:
     "A training on mock galaxies, whose features others start from."
@@ -236,7 +236,7 @@ def pretrain(
     galaxies = load_galaxies(mocks, folder / f"store-{side}", side, pretraining.galaxies // 20, 0)
     return fit(spec, galaxies, folder, *split_rows(spec, galaxies), pick_device(device), compile=compile)
 
-
+# %% ../nbs/11_chain.ipynb #e2ed0c10
 def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device: torch.device, **notes):
     "Write what a run keeps beside its weights."
     learned, held_out = split_rows(spec, galaxies)
