@@ -204,7 +204,7 @@ def run_key(
                                 if NEUTRAL.get(f"model_parameters.{name}", ...) != value}
     return hashlib.sha256(json.dumps([told, galaxies, recipe], sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/11_chain.ipynb #d1ed0548
+# %% ../nbs/11_chain.ipynb #4a1f6bd1
 @dataclass(frozen=True)
 class Pretraining:
     "A training on mock galaxies, whose features others start from."
@@ -228,15 +228,17 @@ def pretrain(
     device: str = "auto",
     compile: bool = False,
 ) -> Path:  # the weights
-    "Draw mock galaxies and train on them, or finish doing so; one in twenty is held out."
-    folder, spec = Path(folder) / pretraining.name, pretraining.spec
-    if (folder / "weights.safetensors").exists():
-        return folder / "weights.safetensors"
+    "Draw mock galaxies and train on them, or finish doing so; one in twenty is held out. Raises `InputError` for another's folder."
+    folder, spec, weights = Path(folder), pretraining.spec, Path(folder) / "weights.safetensors"
+    if weights.exists():
+        if read_header(weights)["spec"] != spec.to_dict():
+            raise InputError(f"{weights} is of a training with other parameters: name another folder, or remove it")
+        return weights
     mocks, side = mock_folder(folder / "mock", pretraining.galaxies, pretraining.seed), store_side(spec.size, spec.field)
     galaxies = load_galaxies(mocks, folder / f"store-{side}", side, pretraining.galaxies // 20, 0)
     return fit(spec, galaxies, folder, *split_rows(spec, galaxies), pick_device(device), compile=compile)
 
-# %% ../nbs/11_chain.ipynb #e2ed0c10
+# %% ../nbs/11_chain.ipynb #948b2a47
 def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device: torch.device, **notes):
     "Write what a run keeps beside its weights."
     learned, held_out = split_rows(spec, galaxies)
@@ -269,7 +271,7 @@ def run(
     target, chosen, notes = Path(folder) / key, pick_device(device), {"code": code_digest(*TRAINING_MODULES)}
     start = None
     if pretraining:
-        start, notes["pretraining"] = pretrain(pretraining, Path(folder).parent / "pretrained", device), pretraining.to_dict()
+        start, notes["pretraining"] = pretrain(pretraining, Path(folder).parent / f"pretrained/{pretraining.name}", device), pretraining.to_dict()
     weights = fit(spec, galaxies, target, *split_rows(spec, galaxies), chosen, pretrained=start)
     _finish(target, spec, galaxies, weights, chosen, **notes)
     return Run(key, target)
@@ -600,7 +602,7 @@ def _run_folder(out: Path, key: str) -> Path:
             return folder
     raise InputError(f"run {key} is no longer there: `gzpaper reproduce --profile {out.name} --force` makes it again")
 
-# %% ../nbs/11_chain.ipynb #528b1e21
+# %% ../nbs/11_chain.ipynb #f8d065f5
 def published_profile() -> str:
     "The profile that is published. Raises `InputError` if nothing is."
     for numbers in sorted((root() / "paper/numbers").glob("*.json")):
@@ -652,8 +654,8 @@ def check(
 ) -> list[str]:  # one line a difference; empty: all is as published
     "Draw everything again from the committed runs and compare it with what is published."
     parameters = read_profile(profile, data)
-    for key in changed_runs():
-        say(f"note: the training code has changed since run {key}")
+    if changed := changed_runs():
+        say(f"note: the training code has changed since {len(changed)} of the committed runs: {', '.join(changed)}")
     if parameters["data"] and not (root() / parameters["data"]).is_dir():
         say(f"not checked, as {parameters['data']} is not there: {', '.join(read_chain()['notebooks'])}")
         return _broken_runs()

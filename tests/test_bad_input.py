@@ -479,7 +479,7 @@ CALLS = {  # what no command offers, and what the message says
     "model's parameter": (lambda m, t: build_model("vgg7", wide=3), ["vgg7", "wide"]),
     "training parameter": (lambda m, t: Spec.from_dict({"momentum": 0.9}), ["momentum", "learning_rate", "choose"]),
     "augmentation": (lambda m, t: Spec.from_dict({"augment": {"twist": 1}}), ["augment.twist", "choose"]),
-    "optimiser": (partial(train, optimiser="sgd"), ["sgd", "adamw", "choose"]),
+    "optimiser": (partial(train, optimiser="adagrad"), ["adagrad", "adamw", "choose"]),
     "schedule": (partial(train, schedule="step"), ["step", "one_cycle", "choose"]),
     "store of another scale": (partial(train, size=64), ["35", "70", "build it anew"]),
     "few central colours": (colours_of_three, ["3 training galaxies", "6 groups", "add"]),
