@@ -56,7 +56,7 @@ def dense_tail(
 
 # %% ../nbs/05_models.ipynb #b6700a22
 _OPEN = 1e-3  # what each answer has at least, against logits of the order of 1
-_LARGEST = 1e30  # of a logit: a question's sum stays finite in float32
+_LARGEST = 1e30  # of a logit: a question's sum stays finite in float32, and a logit that has overflowed counts as this
 
 
 def _each_question(logits: torch.Tensor, shares: Callable) -> torch.Tensor:
@@ -65,7 +65,7 @@ def _each_question(logits: torch.Tensor, shares: Callable) -> torch.Tensor:
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:  # [..., answers] to the same
-    return torch.softmax(logits, dim=-1)
+    return torch.softmax(logits.clamp(-_LARGEST, _LARGEST), dim=-1)
 
 
 def _relu_shares(logits: torch.Tensor) -> torch.Tensor:  # [..., answers] to the same
