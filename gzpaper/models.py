@@ -194,7 +194,8 @@ def _imagenet(name: str) -> dict:
 def _read_state(path: Path) -> dict:
     "The tensors in a file of safetensors or of torch.save, read without running any code."
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
     except Exception as error:  # a damaged file can make torch raise anything
         raise InputError(f"{path} cannot be read as weights ({type(error).__name__}): fetch it again") from None
 
