@@ -222,12 +222,12 @@ def load_features(
     found = {key.removeprefix("features."): value for key, value in found.items()}
     own = network.features.state_dict()
     for key, value in own.items():
-        if key not in found:
+        if key not in found and not key.endswith("num_batches_tracked"):  # older than torch 0.4.1, as torchvision's VGGs are
             raise InputError(f"{source} has no weights {key}: it is not a {name}")
-        if found[key].shape != value.shape:
+        if found.get(key, value).shape != value.shape:
             raise InputError(f"{source}: {key} has shape {list(found[key].shape)}, but {name} needs {list(value.shape)}: "
                              "name the weights of the same network")
-    network.features.load_state_dict({key: found[key] for key in own})
+    network.features.load_state_dict({key: found.get(key, value) for key, value in own.items()})
 
 # %% ../nbs/05_models.ipynb #ee5c2379
 def resnet50_lora(
