@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -244,7 +245,9 @@ def resnet50_lora(
 
 
 def add_adapters(network: Network):
-    "Freeze a network's features and add LoRA adapters of its rank to their convolutions."
+    "Freeze a network's features and add LoRA adapters of its rank to their convolutions. Raises `InputError` where peft is missing."
+    if find_spec("peft") is None:
+        raise InputError("adapters are made with peft, which is not installed: pip install peft")
     from peft import LoraConfig, inject_adapter_in_model
 
     convolutions = [name for name, layer in network.features.named_modules() if isinstance(layer, nn.Conv2d)]
