@@ -18,7 +18,8 @@ from gzpaper.data import Galaxies, KaggleFolder, PixelStore
 from gzpaper.models import build_model
 from gzpaper.train import Input, Spec, save_weights
 
-TINY = ("--validation", 8, "--test", 8, "--width", 2, "--size", 32, "--epochs", 1, "--batch-size", 12, "--device", "cpu")
+DEEP = ("--validation", 8, "--test", 8, "--size", 32, "--epochs", 1, "--batch-size", 12, "--device", "cpu")
+TINY = (*DEEP, "--width", 2)  # of vgg7
 
 
 @dataclass(frozen=True)
