@@ -429,8 +429,9 @@ class Training:
         together: int,  # galaxies in this batch, those of the other processes included
     ) -> torch.Tensor:  # the mean loss of these galaxies, on the device
         "Learn from one batch."
-        parts, loss = self.spec.accumulate, torch.zeros((), device=self.device)
-        for i, (some, true) in enumerate(zip(images.chunk(parts), labels.chunk(parts)), 1):
+        parts = max(1, min(self.spec.accumulate, len(images) // 2))  # batch norm could not learn from a part of one galaxy
+        loss = torch.zeros((), device=self.device)
+        for i, (some, true) in enumerate(zip(images.tensor_split(parts), labels.tensor_split(parts)), 1):
             with self._shared(last=i == parts), autocast(self.device, self.dtype):
                 predicted = self.network(some)
                 mean = F.mse_loss(predicted, true.to(predicted.dtype))
