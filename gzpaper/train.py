@@ -353,6 +353,8 @@ def join(
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
         yield ALONE
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the one that NCCL takes for barriers and Python objects
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(distributed.get_rank(), distributed.get_world_size())

@@ -149,3 +149,17 @@ def test_batches_too_small_for_the_processes(mock_folder, tmp_path):
 def test_without_torchrun():
     with join(pick_device("cpu")) as world:
         assert world is ALONE and world.told({"a": 1}) == {"a": 1}
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    "NCCL exchanges Python objects by the current GPU, which is the first unless a process says otherwise."
+    done = []
+    monkeypatch.setattr(distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend: done.append(backend))
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    with join(torch.device("cuda:1")) as world:
+        assert world == World(1, 2)
+    assert done == [torch.device("cuda:1"), "nccl"]
