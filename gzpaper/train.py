@@ -488,8 +488,13 @@ class Training:
         recent = torch.stack(losses[-CHECK_EVERY:]).tolist()
         for i, loss in enumerate(recent, len(losses) - len(recent) + 1):
             if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} in epoch {len(self.history) + 1}, step {i} of {len(self.batches)}: start again with "
-                                 f"a learning_rate below {self.spec.learning_rate}; the checkpoint of the epoch before is kept")
+                raise InputError(f"the loss is {loss} in epoch {len(self.history) + 1}, step {i} of {len(self.batches)}: "
+                                 f"{_slower(self.spec)}")
+
+
+def _slower(spec: Spec) -> str:
+    "What to do where numbers have become too large."
+    return f"start again with a learning_rate below {spec.learning_rate}; the checkpoint of the epoch before is kept"
 
 
 def autocast(
@@ -606,6 +611,8 @@ def _train(training: Training, validation: Batches, folder: Path, progress: bool
     with bar:
         while not _finished(training):
             row = world.told(_epoch_row(training, validation, bar.update))
+            if not math.isfinite(row["validation_rmse"]):
+                raise InputError(f"the validation RMSE is {row['validation_rmse']} after epoch {row['epoch']}: {_slower(training.spec)}")
             training.history.append(row)
             if training.spec.patience and row["validation_rmse"] <= min(r["validation_rmse"] for r in training.history):
                 training.best = {k: v.clone() for k, v in training.average.module.state_dict().items()}
