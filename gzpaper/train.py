@@ -367,7 +367,7 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # anything in torch's tool chain
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(f"torch.compile does not work here ({reason}): training goes on without it", file=sys.stderr)
         return False
     return True
