@@ -682,8 +682,10 @@ def _memory(spec: Spec):
     "Say what to do when memory runs out."
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator raises a plain one
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator and Apple's GPU raise a plain one
+        said = ("allocate memory", "not enough memory", "out of memory")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in said):
             raise
-        raise InputError(f"out of memory with batches of {spec.batch_size}, accumulate {spec.accumulate}: "
-                         f"try batch_size {spec.batch_size // 2}, or accumulate {2 * spec.accumulate}") from None
+        batch, parts = spec.batch_size, spec.accumulate
+        remedy = f"batch_size {batch // 2}, or accumulate {2 * parts}" if batch >= 4 * parts else "a smaller size, or a smaller model"
+        raise InputError(f"out of memory with batches of {batch}, accumulate {parts}: try {remedy}") from None
