@@ -216,20 +216,3 @@ def test_command(mock_folder, tmp_path, cli):
         assert cli(*command).out == done.out
     assert not found
     assert len(read_predictions(out / "out_of_fold.csv")) == 32
-
-
-FOLDS = {  # what is asked for, and what the message says
-    "one fold": (["--folds", 1], ["fold 0 of 1", "out of range", "2 or more"]),
-    "negative folds": (["--folds", -2], ["folds is -2", "0 or more"]),
-    "a fold too many": (["--folds", 3, "--fold", 4], ["fold 4 of 3", "out of range", "1 to the number of folds"]),
-    "negative fold": (["--folds", 3, "--fold", -1], ["fold -1 of 3", "out of range"]),
-    "a fold of none": (["--fold", 1], ["fold 1 of 0", "out of range"]),
-    "more folds than galaxies": (["--folds", 500], ["0 to validate on", "too few", "add galaxies"]),
-}
-
-
-@pytest.mark.parametrize("mistake", FOLDS)
-def test_folds_that_cannot_be(mistake, mock_folder, tmp_path, cli):
-    options, words = FOLDS[mistake]
-    cli("train", mock_folder, "--out", tmp_path / "run", *TINY, *options).refused(*words)
-    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.safetensors"))
