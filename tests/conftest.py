@@ -77,6 +77,14 @@ def gzpaper():
     return run
 
 
+@pytest.fixture(scope="module")
+def threads():
+    "Leave torch as it was."
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def mock_folder(tmp_path_factory) -> Path:
     "40 labelled mock galaxies and 2 without labels; copy the folder before you change it."

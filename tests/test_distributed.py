@@ -18,7 +18,8 @@ from torch import distributed
 from gzpaper.predict import cross_validate
 from gzpaper.train import ALONE, Spec, World, fit, join, load_weights, pick_device, split_rows
 
-pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
+pytestmark = [pytest.mark.usefixtures("threads"),
+              pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")]
 
 # No batch norm, whose statistics are of a process's own share; two processes share 9 galaxies as 5 and 4, and 3 parts of 4 are 2, 1 and 1.
 SPEC = Spec(model_parameters={"width": 4, "hidden": 16, "batch_norm": False, "dropout": 0.0}, size=16, field=185.6, epochs=3, batch_size=9,

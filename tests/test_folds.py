@@ -24,6 +24,7 @@ from gzpaper.predict import cross_validate, predict_held_out, read_predictions
 from gzpaper.train import Spec, Training, load_weights, read_header, split_rows
 from gzpaper.tree import COLUMNS, InputError
 
+pytestmark = pytest.mark.usefixtures("threads")
 SPEC = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=2, batch_size=16, folds=3)
 FILES = {"history.csv", "weights.safetensors", "predictions.parquet"}  # of a fold
 

@@ -40,6 +40,13 @@ def made(name: str, size: int, head: str) -> Network:
     return network
 
 
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    "Forget the networks when all is done."
+    yield
+    made.cache_clear()
+
+
 def images(size: int, n: int = 4) -> torch.Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
 

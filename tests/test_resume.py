@@ -20,6 +20,7 @@ from gzpaper.data import atomic
 from gzpaper.train import Spec, fit
 
 EPOCHS = 40
+pytestmark = pytest.mark.usefixtures("threads")
 SPEC = Spec(model_parameters={"width": 4, "depth": 1, "hidden": 16}, size=16, field=185.6, epochs=EPOCHS, batch_size=16)
 DONE = {"history.csv", "weights.safetensors"}
 
@@ -85,14 +86,6 @@ def check_run(run: Path):
     "A finished run has its two files, with every epoch in its history once."
     assert {f.name for f in run.iterdir()} == DONE
     assert list(pd.read_csv(run / "history.csv").epoch) == list(range(1, EPOCHS + 1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads():
-    "Leave torch as it was."
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
