@@ -204,7 +204,7 @@ def run_key(
                                 if NEUTRAL.get(f"model_parameters.{name}", ...) != value}
     return hashlib.sha256(json.dumps([told, galaxies, recipe], sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/11_chain.ipynb #4a1f6bd1
+# %% ../nbs/11_chain.ipynb #78a5633c
 @dataclass(frozen=True)
 class Pretraining:
     "A training on mock galaxies, whose features others start from."
@@ -228,8 +228,9 @@ def pretrain(
     device: str = "auto",
     compile: bool = False,
 ) -> Path:  # the weights
-    "Draw mock galaxies and train on them, or finish doing so; one in twenty is held out. Raises `InputError` for another's folder."
-    folder, spec, weights = Path(folder), pretraining.spec, Path(folder) / "weights.safetensors"
+    "Draw mock galaxies and train on them, all but one in twenty. Raises `InputError` if the folder holds another training."
+    folder, spec = Path(folder), pretraining.spec
+    weights = folder / "weights.safetensors"
     if weights.exists():
         if read_header(weights)["spec"] != spec.to_dict():
             raise InputError(f"{weights} is of a training with other parameters: name another folder, or remove it")
