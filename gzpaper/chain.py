@@ -239,7 +239,7 @@ def pretrain(
     galaxies = load_galaxies(mocks, folder / f"store-{side}", side, pretraining.galaxies // 20, 0)
     return fit(spec, galaxies, folder, *split_rows(spec, galaxies), pick_device(device), compile=compile)
 
-# %% ../nbs/11_chain.ipynb #948b2a47
+# %% ../nbs/11_chain.ipynb #8a1f90e9
 def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device: torch.device, **notes):
     "Write what a run keeps beside its weights."
     learned, held_out = split_rows(spec, galaxies)
@@ -269,10 +269,10 @@ def run(
             return Run(key, Path(place) / key)
     if os.environ.get("GZPAPER_TRAIN") == "0":
         raise InputError(f"run {key} is not among the committed ones: its spec or the galaxies differ. `make reproduce` trains it")
-    target, chosen, notes = Path(folder) / key, pick_device(device), {"code": code_digest(*TRAINING_MODULES)}
-    start = None
+    target, chosen, start = Path(folder) / key, pick_device(device), None
+    notes = {"code": code_digest(*TRAINING_MODULES)} | ({"pretraining": pretraining.to_dict()} if pretraining else {})
     if pretraining:
-        start, notes["pretraining"] = pretrain(pretraining, Path(folder).parent / f"pretrained/{pretraining.name}", device), pretraining.to_dict()
+        start = pretrain(pretraining, Path(folder).parent / f"pretrained/{pretraining.name}", device)
     weights = fit(spec, galaxies, target, *split_rows(spec, galaxies), chosen, pretrained=start)
     _finish(target, spec, galaxies, weights, chosen, **notes)
     return Run(key, target)
