@@ -204,7 +204,7 @@ def run_key(
                                 if NEUTRAL.get(f"model_parameters.{name}", ...) != value}
     return hashlib.sha256(json.dumps([told, galaxies, recipe], sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/11_chain.ipynb #78a5633c
+# %% ../nbs/11_chain.ipynb #23a90d21
 @dataclass(frozen=True)
 class Pretraining:
     "A training on mock galaxies, whose features others start from."
@@ -230,16 +230,11 @@ def pretrain(
 ) -> Path:  # the weights
     "Draw mock galaxies and train on them, all but one in twenty. Raises `InputError` if the folder holds another training."
     folder, spec = Path(folder), pretraining.spec
-    weights = folder / "weights.safetensors"
-    if weights.exists():
-        if read_header(weights)["spec"] != spec.to_dict():
-            raise InputError(f"{weights} is of a training with other parameters: name another folder, or remove it")
-        return weights
     mocks, side = mock_folder(folder / "mock", pretraining.galaxies, pretraining.seed), store_side(spec.size, spec.field)
     galaxies = load_galaxies(mocks, folder / f"store-{side}", side, pretraining.galaxies // 20, 0)
     return fit(spec, galaxies, folder, *split_rows(spec, galaxies), pick_device(device), compile=compile)
 
-# %% ../nbs/11_chain.ipynb #8a1f90e9
+# %% ../nbs/11_chain.ipynb #c9eb12ca
 def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device: torch.device, **notes):
     "Write what a run keeps beside its weights."
     learned, held_out = split_rows(spec, galaxies)
@@ -263,6 +258,8 @@ def run(
     pretraining: Pretraining | None = None,  # what `spec.pretrained` names
 ) -> Run:
     "Load the run of a spec if there is one, else train it. Raises `InputError` if it would have to be trained and GZPAPER_TRAIN is 0."
+    if pretraining and pretraining.name != spec.pretrained:
+        raise InputError(f"the spec starts from '{spec.pretrained}', but the pretraining is {pretraining.name}: give the spec this name")
     key = run_key(spec.to_dict(), galaxies.digest)
     for place in filter(None, (folder, published)):
         if (Path(place) / key / "predictions.parquet").exists():
@@ -270,9 +267,10 @@ def run(
     if os.environ.get("GZPAPER_TRAIN") == "0":
         raise InputError(f"run {key} is not among the committed ones: its spec or the galaxies differ. `make reproduce` trains it")
     target, chosen, start = Path(folder) / key, pick_device(device), None
-    notes = {"code": code_digest(*TRAINING_MODULES)} | ({"pretraining": pretraining.to_dict()} if pretraining else {})
+    notes = {"code": code_digest(*TRAINING_MODULES)}
     if pretraining:
         start = pretrain(pretraining, Path(folder).parent / f"pretrained/{pretraining.name}", device)
+        notes["pretraining"] = pretraining.to_dict() | {"mocks": read_header(start)["galaxies"]}
     weights = fit(spec, galaxies, target, *split_rows(spec, galaxies), chosen, pretrained=start)
     _finish(target, spec, galaxies, weights, chosen, **notes)
     return Run(key, target)
@@ -299,7 +297,7 @@ def git_commit() -> str:
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
-# %% ../nbs/11_chain.ipynb #1233ead4
+# %% ../nbs/11_chain.ipynb #f2ddbde3
 STAMP = "mock galaxies"
 
 
@@ -358,7 +356,8 @@ class Section:
     ) -> Run:
         "The run of a spec: the profile's, or the published one, or a new one."
         finished = run(spec, galaxies, self.out / "runs", root() / "paper/runs", pretraining=pretraining)
-        self.keys.append(finished.key)
+        if finished.key not in self.keys:
+            self.keys.append(finished.key)
         return finished
 
     def figure(self, name: str, ax, caption: str):

@@ -73,7 +73,7 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #74bd1c33
+# %% ../nbs/12_cli.ipynb #9b7c6567
 Size = Annotated[int, typer.Option(help="px of its input")]
 Field = Annotated[float, typer.Option(help="px of the original that the input spans")]
 Epochs = Annotated[int, typer.Option(help="how often each galaxy is seen")]
@@ -134,11 +134,15 @@ def train(
     if world.rank:
         return
     if folds:
-        print(scores.round(5).to_string(index=False))
-        spread = f", spread {scores.rmse.std():.5f}" if len(scores) > 1 else ""
-        print(f"RMSE {scores.rmse.mean():.5f}{spread} over {len(scores)} of {folds} folds; all is in {out}")
+        _print_folds(scores, folds, out)
     else:
         print(f"the weights are in {weights}, the history in {out / 'history.csv'}")
+
+
+def _print_folds(scores, folds: int, out: Path):
+    print(scores.round(5).to_string(index=False))
+    spread = f", spread {scores.rmse.std():.5f}" if len(scores) > 1 else ""
+    print(f"RMSE {scores.rmse.mean():.5f}{spread} over {len(scores)} of {folds} folds; all is in {out}")
 
 
 @app.command()
@@ -174,7 +178,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="the table to write, .csv or .parquet")] = Path("predictions.csv"),
     rotations: Annotated[int, typer.Option(help="views of each galaxy, each also mirrored")] = 8,
     flip: Annotated[bool, typer.Option(help="whether to mirror the views")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Device = "auto",
 ):
     "Predict the 37 vote fractions of every image in a folder."
     from gzpaper.data import check_output

@@ -148,11 +148,11 @@ def channel_statistics(
     mean = total / count
     return mean.round(5).tolist(), np.sqrt(squares / count - mean**2).round(5).tolist()
 
-# %% ../nbs/04_loader.ipynb #ec699034
+# %% ../nbs/04_loader.ipynb #0dd8fb57
 @dataclass
 class Batches:
     "The galaxies of one part, a batch at a time."
-    store: PixelStore
+    store: PixelStore | DeviceStore
     rows: np.ndarray  # [N] positions in the store
     labels: np.ndarray  # [N, 37] float32, of these rows
     size: int  # px of the network's input

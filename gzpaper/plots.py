@@ -116,7 +116,7 @@ def difference_dots(
     ax.set(xlabel=xlabel, ylim=(-0.6, len(differences) - 0.4))
     return ax
 
-# %% ../nbs/10_plots.ipynb #d90fc277
+# %% ../nbs/10_plots.ipynb #2e2f4d74
 def learning_curves(
     curves: pd.DataFrame,  # name, x, rmse, converged: a row an epoch
     xlabel: str,
@@ -130,7 +130,7 @@ def learning_curves(
         ax.plot(end.x, end.rmse, "o", color=colour, markersize=5, markerfacecolor=colour if end.converged else "white")
     ax.set(xlabel=xlabel, ylabel="validation RMSE, one view", xscale="log", yscale="log")
     ax.set_ylim(top=1.3 * curves.groupby("name").rmse.last().max())
-    ax.yaxis.set_major_locator(FixedLocator([0.08, 0.085, 0.09, 0.1, 0.11, 0.12, 0.14, 0.16, 0.2, 0.3, 0.4]))
+    ax.yaxis.set_major_locator(FixedLocator([0.07, 0.075, 0.08, 0.085, 0.09, 0.1, 0.11, 0.12, 0.14, 0.16, 0.2, 0.3, 0.4]))
     ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.yaxis.set_minor_locator(NullLocator())

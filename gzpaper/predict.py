@@ -124,7 +124,7 @@ def read_predictions(
         raise InputError(f"{path}, GalaxyID {table.GalaxyID[row]}, column {COLUMNS[column]} is empty: correct or remove this row")
     return table
 
-# %% ../nbs/08_predict.ipynb #834313eb
+# %% ../nbs/08_predict.ipynb #5e002be7
 def predict_held_out(
     weights: Path,  # of a training
     galaxies: Galaxies,
@@ -154,8 +154,7 @@ def cross_validate(
         weights = fit(own, galaxies, place, learn, held_out, device, world=world, **options)
         if world.rank == 0 and not (place / "predictions.parquet").exists():
             write_predictions(predict_held_out(weights, galaxies, held_out, device), place / "predictions.parquet")
-    with world.first():
-        return _gather_folds(Path(folder), spec.folds, galaxies)
+    return world.told(_gather_folds(Path(folder), spec.folds, galaxies) if world.rank == 0 else None)
 
 
 def _gather_folds(folder: Path, folds: int, galaxies: Galaxies) -> pd.DataFrame:

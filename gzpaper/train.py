@@ -40,7 +40,7 @@ __all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'CHECK_EV
            'pick_precision', 'build_optimiser', 'build_schedule', 'Average', 'Input', 'save_weights', 'read_header',
            'load_weights', 'World', 'join', 'can_compile', 'Training', 'autocast', 'predict_batches', 'fit']
 
-# %% ../nbs/06_train.ipynb #7a005303
+# %% ../nbs/06_train.ipynb #74560980
 def _number(name: str, value, kind: type) -> int | float:
     "A parameter's value as a whole or a real number."
     try:
@@ -73,7 +73,7 @@ class Spec:
     folds: int = 0  # of a cross-validation; 0: learn from the part train, validate on the part validation
     fold: int = 0  # which of them is held out: 1 to folds
     accumulate: int = 1  # parts that a batch is cut into where it does not fit into memory as a whole
-    pretrained: str = ""  # a name for what the features start from: nothing, imagenet, or the digest of a file
+    pretrained: str = ""  # a name for what the features start from: imagenet, a file's digest, a pretraining's name; empty: nothing
 
     def __post_init__(self):
         for f in fields(self):
@@ -120,7 +120,7 @@ def split_rows(
     held_out = folds(galaxies.ids[rows], spec.folds) == spec.fold - 1
     return rows[~held_out], rows[held_out]
 
-# %% ../nbs/06_train.ipynb #d3204ad5
+# %% ../nbs/06_train.ipynb #3a048c33
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -148,6 +148,8 @@ def pick_precision(
         return _best_precision(device)
     if name not in PRECISIONS:
         raise InputError(f"there is no precision '{name}': choose one of auto, {', '.join(PRECISIONS)}")
+    if name == "fp64" and device.type == "mps":
+        raise InputError("precision fp64 is not known to Apple's GPU: use auto or fp32, or the CPU")
     if name == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU: use auto, bf16 or fp32 on a CPU")
     return PRECISIONS[name]
@@ -312,11 +314,11 @@ def load_weights(
     model.rank = 0  # adapters, if any, are merged
     return model.eval().to(device, memory_format=torch.channels_last), expects, about
 
-# %% ../nbs/06_train.ipynb #a07aee9a
+# %% ../nbs/06_train.ipynb #6a827838
 @dataclass(frozen=True)
 class World:
     "The processes that train one network together."
-    rank: int = 0  # which of them this one is; the first validates and writes
+    rank: int = 0  # which of them this one is; the first one's score counts, and it writes
     size: int = 1
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -361,18 +363,19 @@ def join(
     finally:
         distributed.destroy_process_group()
 
-# %% ../nbs/06_train.ipynb #ef7619c4
+# %% ../nbs/06_train.ipynb #b180ba9a
 def can_compile(device: torch.device) -> bool:
     "Whether torch.compile works here; says so in a line if it does not."
+    convolution = nn.Conv2d(3, 8, 3).to(device)
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+        torch.compile(convolution)(torch.zeros(2, 3, 8, 8, device=device)).sum().backward()
     except Exception as error:  # anything in torch's tool chain
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(f"torch.compile does not work here ({reason}): training goes on without it", file=sys.stderr)
         return False
     return True
 
-# %% ../nbs/06_train.ipynb #d02f4536
+# %% ../nbs/06_train.ipynb #46df4345
 CHECK_EVERY = 20  # steps
 
 
@@ -489,12 +492,13 @@ class Training:
         for i, loss in enumerate(recent, len(losses) - len(recent) + 1):
             if not math.isfinite(loss):
                 raise InputError(f"the loss is {loss} in epoch {len(self.history) + 1}, step {i} of {len(self.batches)}: "
-                                 f"{_slower(self.spec)}")
+                                 f"{_slower(self)}")
 
 
-def _slower(spec: Spec) -> str:
+def _slower(training: Training) -> str:
     "What to do where numbers have become too large."
-    return f"start again with a learning_rate below {spec.learning_rate}; the checkpoint of the epoch before is kept"
+    kept = "; the checkpoint of the epoch before is kept" if training.history else ""
+    return f"start again in another folder with a learning_rate below {training.spec.learning_rate}{kept}"
 
 
 def autocast(
@@ -519,7 +523,7 @@ def predict_batches(
             parts.append(model(images).float())
     return torch.cat(parts).cpu().numpy()
 
-# %% ../nbs/06_train.ipynb #d9e9d837
+# %% ../nbs/06_train.ipynb #68265576
 def _prepare(
     spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray, device: torch.device,
     pretrained: str | Path | None = None, compile: bool = False, world: World = ALONE,
@@ -612,7 +616,7 @@ def _train(training: Training, validation: Batches, folder: Path, progress: bool
         while not _finished(training):
             row = world.told(_epoch_row(training, validation, bar.update))
             if not math.isfinite(row["validation_rmse"]):
-                raise InputError(f"the validation RMSE is {row['validation_rmse']} after epoch {row['epoch']}: {_slower(training.spec)}")
+                raise InputError(f"the validation RMSE is {row['validation_rmse']} after epoch {row['epoch']}: {_slower(training)}")
             training.history.append(row)
             if training.spec.patience and row["validation_rmse"] <= min(r["validation_rmse"] for r in training.history):
                 training.best = {k: v.clone() for k, v in training.average.module.state_dict().items()}
@@ -638,9 +642,10 @@ def _save(training: Training, expects: Input, folder: Path, **notes):
         model.load_state_dict(training.best)
     if model.rank:
         with atomic(folder / "adapters.safetensors") as partial:
-            partial.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in adapter_state(model).items()}))
+            state = {k: v.detach().cpu().contiguous() for k, v in adapter_state(model).items()}
+            partial.write_bytes(save(state, metadata={"gzpaper adapters": json.dumps({"spec": training.spec.to_dict()})}))
     save_weights(folder / "weights.safetensors", merge_adapters(model), training.spec, expects, precision=str(training.dtype)[6:],
-                 validation_rmse=min(rmse) if training.best else rmse[-1], **notes)
+                 validation_rmse=min(rmse) if training.best else rmse[-1], processes=training.world.size, **notes)
 
 
 def fit(
