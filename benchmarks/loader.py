@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from gzpaper.data import Images, PixelStore, pixel_store
-from gzpaper.loader import Augment, Batches, store_side
+from gzpaper.loader import Augment, Batches, DeviceStore, store_side
 from gzpaper.models import build_model
 from gzpaper.train import Spec, Training, pick_device
 
@@ -87,15 +87,16 @@ def usual_loader(
 
 
 def our_loader(
-    store: PixelStore,
+    store: PixelStore | DeviceStore,
     size: int,  # px
     device: torch.device | str,
     rows: np.ndarray | None = None,  # positions in the store; None: all of it
+    batch_size: int = SPEC.batch_size,
 ) -> Batches:
     "The package's loader with its default augmentation."
     rows = np.arange(len(store)) if rows is None else rows
     labels = np.full((len(rows), 37), 0.5, np.float32)
-    return Batches(store, rows, labels, size, [0.5] * 3, [0.25] * 3, SPEC.batch_size, Augment(), device=device)
+    return Batches(store, rows, labels, size, [0.5] * 3, [0.25] * 3, batch_size, Augment(), device=device)
 
 
 def decode_once(
@@ -112,17 +113,30 @@ def decode_once(
 # Speed
 
 
+def in_turns(
+    rates: list[Callable[[], float]],
+    repeats: int,
+) -> np.ndarray:  # [repeats, rates]
+    "Rates measured in turns, so that whatever else the machine does disturbs all of them; each once before, to warm up."
+    return np.array([[rate() for rate in rates] for _ in range(1 + repeats)])[1:]
+
+
 def interleaved(
     first: Callable[[], float],
     second: Callable[[], float],
     repeats: int,
 ) -> dict:  # the medians of both, of their ratio, and all ratios
-    "Two rates measured in turns, so that whatever else the machine does disturbs both."
-    first(), second()
-    rates = np.array([(first(), second()) for _ in range(repeats)])
+    "Two rates measured in turns."
+    rates = in_turns([first, second], repeats)
     ratios = rates[:, 0] / rates[:, 1]
     return {"ours": float(np.median(rates[:, 0])), "other": float(np.median(rates[:, 1])),
             "ratio": float(np.median(ratios)), "ratios": ratios.round(3).tolist()}
+
+
+def finish(device: torch.device):
+    "Wait until a GPU has done what it was given."
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def images_per_second(
@@ -136,8 +150,7 @@ def images_per_second(
         for images, labels in epoch():
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             count += len(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        finish(device)
     return count / (time.perf_counter() - start)
 
 
@@ -165,6 +178,14 @@ class OneBatch:
     def __len__(self) -> int:
         return self.times
 
+    @property
+    def sizes(self) -> list[int]:
+        return [len(self.images)] * self.times
+
+    @property
+    def rows(self) -> range:
+        return range(len(self.images) * self.times)
+
     def epoch(self, epoch: int = 0) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         return [(self.images, self.labels)] * self.times
 
@@ -177,6 +198,7 @@ def steps_per_second(
     training.batches = batches
     start = time.perf_counter()
     training.epoch()
+    finish(training.device)
     return len(batches) / (time.perf_counter() - start)
 
 
@@ -303,11 +325,11 @@ def show(result: dict):
 
 def main(
     data: Annotated[Path | None, typer.Option(envvar="GZPAPER_DATA", help="a folder in Kaggle's layout")] = None,
-    originals: Annotated[Path | None, typer.Option(help="a folder of 424 px originals [default: DATA/original_424]")] = None,
+    originals: Annotated[Path | None, typer.Option(help="a folder of 424 px originals (default: DATA/original_424)")] = None,
     images: Annotated[int, typer.Option(help="how many images to load; the originals are repeated")] = 960,
     galaxies: Annotated[int, typer.Option(help="galaxies in the smaller store of the memory measurement")] = 2000,
     workers: Annotated[int, typer.Option(help="processes of the usual loader")] = 2,
-    steps: Annotated[int | None, typer.Option(help="of each measurement of a training [default: 4 on a CPU, else 200]")] = None,
+    steps: Annotated[int | None, typer.Option(help="of each measurement of a training (default: 4 on a CPU, else 200)")] = None,
     repeats: Annotated[int, typer.Option(help="of each pair of measurements")] = 7,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     out: Annotated[Path | None, typer.Option(help="a JSON file to write")] = None,

@@ -204,7 +204,7 @@ def run_key(
                                 if NEUTRAL.get(f"model_parameters.{name}", ...) != value}
     return hashlib.sha256(json.dumps([told, galaxies, recipe], sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/11_chain.ipynb #4a1f6bd1
+# %% ../nbs/11_chain.ipynb #78a5633c
 @dataclass(frozen=True)
 class Pretraining:
     "A training on mock galaxies, whose features others start from."
@@ -228,8 +228,9 @@ def pretrain(
     device: str = "auto",
     compile: bool = False,
 ) -> Path:  # the weights
-    "Draw mock galaxies and train on them, or finish doing so; one in twenty is held out. Raises `InputError` for another's folder."
-    folder, spec, weights = Path(folder), pretraining.spec, Path(folder) / "weights.safetensors"
+    "Draw mock galaxies and train on them, all but one in twenty. Raises `InputError` if the folder holds another training."
+    folder, spec = Path(folder), pretraining.spec
+    weights = folder / "weights.safetensors"
     if weights.exists():
         if read_header(weights)["spec"] != spec.to_dict():
             raise InputError(f"{weights} is of a training with other parameters: name another folder, or remove it")
@@ -238,7 +239,7 @@ def pretrain(
     galaxies = load_galaxies(mocks, folder / f"store-{side}", side, pretraining.galaxies // 20, 0)
     return fit(spec, galaxies, folder, *split_rows(spec, galaxies), pick_device(device), compile=compile)
 
-# %% ../nbs/11_chain.ipynb #948b2a47
+# %% ../nbs/11_chain.ipynb #8a1f90e9
 def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device: torch.device, **notes):
     "Write what a run keeps beside its weights."
     learned, held_out = split_rows(spec, galaxies)
@@ -268,10 +269,10 @@ def run(
             return Run(key, Path(place) / key)
     if os.environ.get("GZPAPER_TRAIN") == "0":
         raise InputError(f"run {key} is not among the committed ones: its spec or the galaxies differ. `make reproduce` trains it")
-    target, chosen, notes = Path(folder) / key, pick_device(device), {"code": code_digest(*TRAINING_MODULES)}
-    start = None
+    target, chosen, start = Path(folder) / key, pick_device(device), None
+    notes = {"code": code_digest(*TRAINING_MODULES)} | ({"pretraining": pretraining.to_dict()} if pretraining else {})
     if pretraining:
-        start, notes["pretraining"] = pretrain(pretraining, Path(folder).parent / f"pretrained/{pretraining.name}", device), pretraining.to_dict()
+        start = pretrain(pretraining, Path(folder).parent / f"pretrained/{pretraining.name}", device)
     weights = fit(spec, galaxies, target, *split_rows(spec, galaxies), chosen, pretrained=start)
     _finish(target, spec, galaxies, weights, chosen, **notes)
     return Run(key, target)

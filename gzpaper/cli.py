@@ -135,7 +135,8 @@ def train(
         return
     if folds:
         print(scores.round(5).to_string(index=False))
-        print(f"RMSE {scores.rmse.mean():.5f}, spread {scores.rmse.std():.5f} over {len(scores)} of {folds} folds; all is in {out}")
+        spread = f", spread {scores.rmse.std():.5f}" if len(scores) > 1 else ""
+        print(f"RMSE {scores.rmse.mean():.5f}{spread} over {len(scores)} of {folds} folds; all is in {out}")
     else:
         print(f"the weights are in {weights}, the history in {out / 'history.csv'}")
 

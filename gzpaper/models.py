@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -56,7 +57,7 @@ def dense_tail(
 
 # %% ../nbs/05_models.ipynb #b6700a22
 _OPEN = 1e-3  # what each answer has at least, against logits of the order of 1
-_LARGEST = 1e30  # of a logit: a question's sum stays finite in float32
+_LARGEST = 1e30  # of a logit: a question's sum stays finite in float32, and a logit that has overflowed counts as this
 
 
 def _each_question(logits: torch.Tensor, shares: Callable) -> torch.Tensor:
@@ -65,7 +66,7 @@ def _each_question(logits: torch.Tensor, shares: Callable) -> torch.Tensor:
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:  # [..., answers] to the same
-    return torch.softmax(logits, dim=-1)
+    return torch.softmax(logits.clamp(-_LARGEST, _LARGEST), dim=-1)
 
 
 def _relu_shares(logits: torch.Tensor) -> torch.Tensor:  # [..., answers] to the same
@@ -194,7 +195,8 @@ def _imagenet(name: str) -> dict:
 def _read_state(path: Path) -> dict:
     "The tensors in a file of safetensors or of torch.save, read without running any code."
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
     except Exception as error:  # a damaged file can make torch raise anything
         raise InputError(f"{path} cannot be read as weights ({type(error).__name__}): fetch it again") from None
 
@@ -221,12 +223,12 @@ def load_features(
     found = {key.removeprefix("features."): value for key, value in found.items()}
     own = network.features.state_dict()
     for key, value in own.items():
-        if key not in found:
+        if key not in found and not key.endswith("num_batches_tracked"):  # older than torch 0.4.1, as torchvision's VGGs are
             raise InputError(f"{source} has no weights {key}: it is not a {name}")
-        if found[key].shape != value.shape:
+        if found.get(key, value).shape != value.shape:
             raise InputError(f"{source}: {key} has shape {list(found[key].shape)}, but {name} needs {list(value.shape)}: "
                              "name the weights of the same network")
-    network.features.load_state_dict({key: found[key] for key in own})
+    network.features.load_state_dict({key: found.get(key, value) for key, value in own.items()})
 
 # %% ../nbs/05_models.ipynb #ee5c2379
 def resnet50_lora(
@@ -243,7 +245,9 @@ def resnet50_lora(
 
 
 def add_adapters(network: Network):
-    "Freeze a network's features and add LoRA adapters of its rank to their convolutions."
+    "Freeze a network's features and add LoRA adapters of its rank to their convolutions. Raises `InputError` where peft is missing."
+    if find_spec("peft") is None:
+        raise InputError("adapters are made with peft, which is not installed: pip install peft")
     from peft import LoraConfig, inject_adapter_in_model
 
     convolutions = [name for name, layer in network.features.named_modules() if isinstance(layer, nn.Conv2d)]

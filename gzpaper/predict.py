@@ -145,8 +145,10 @@ def cross_validate(
     world: World = ALONE,
     **options,  # of `gzpaper.train.fit`
 ) -> pd.DataFrame:  # fold, galaxies, rmse of the folds that are finished
-    "Train on all folds but one, predict the one, and so on. Raises `InputError` for a fold out of range."
-    for fold in [only] if only else range(1, spec.folds + 1):
+    "Train on all folds but one, predict the one, and so on. Raises `InputError` for a fold out of range, or one of another training."
+    every = range(1, spec.folds + 1)
+    finished = [fold for fold in every if (Path(folder) / f"fold-{fold}/predictions.parquet").exists()]
+    for fold in [*finished, *([only] if only else every)]:  # of those finished, `fit` makes sure that they are of this training
         own, place = replace(spec, fold=fold), Path(folder) / f"fold-{fold}"
         learn, held_out = split_rows(own, galaxies)
         weights = fit(own, galaxies, place, learn, held_out, device, world=world, **options)

@@ -353,6 +353,8 @@ def join(
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
         yield ALONE
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the one that NCCL takes for barriers and Python objects
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(distributed.get_rank(), distributed.get_world_size())
@@ -365,7 +367,7 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # anything in torch's tool chain
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(f"torch.compile does not work here ({reason}): training goes on without it", file=sys.stderr)
         return False
     return True
@@ -429,8 +431,9 @@ class Training:
         together: int,  # galaxies in this batch, those of the other processes included
     ) -> torch.Tensor:  # the mean loss of these galaxies, on the device
         "Learn from one batch."
-        parts, loss = self.spec.accumulate, torch.zeros((), device=self.device)
-        for i, (some, true) in enumerate(zip(images.chunk(parts), labels.chunk(parts)), 1):
+        parts = max(1, min(self.spec.accumulate, len(images) // 2))  # batch norm could not learn from a part of one galaxy
+        loss = torch.zeros((), device=self.device)
+        for i, (some, true) in enumerate(zip(images.tensor_split(parts), labels.tensor_split(parts)), 1):
             with self._shared(last=i == parts), autocast(self.device, self.dtype):
                 predicted = self.network(some)
                 mean = F.mse_loss(predicted, true.to(predicted.dtype))
@@ -485,8 +488,13 @@ class Training:
         recent = torch.stack(losses[-CHECK_EVERY:]).tolist()
         for i, loss in enumerate(recent, len(losses) - len(recent) + 1):
             if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} in epoch {len(self.history) + 1}, step {i} of {len(self.batches)}: start again with "
-                                 f"a learning_rate below {self.spec.learning_rate}; the checkpoint of the epoch before is kept")
+                raise InputError(f"the loss is {loss} in epoch {len(self.history) + 1}, step {i} of {len(self.batches)}: "
+                                 f"{_slower(self.spec)}")
+
+
+def _slower(spec: Spec) -> str:
+    "What to do where numbers have become too large."
+    return f"start again with a learning_rate below {spec.learning_rate}; the checkpoint of the epoch before is kept"
 
 
 def autocast(
@@ -603,6 +611,8 @@ def _train(training: Training, validation: Batches, folder: Path, progress: bool
     with bar:
         while not _finished(training):
             row = world.told(_epoch_row(training, validation, bar.update))
+            if not math.isfinite(row["validation_rmse"]):
+                raise InputError(f"the validation RMSE is {row['validation_rmse']} after epoch {row['epoch']}: {_slower(training.spec)}")
             training.history.append(row)
             if training.spec.patience and row["validation_rmse"] <= min(r["validation_rmse"] for r in training.history):
                 training.best = {k: v.clone() for k, v in training.average.module.state_dict().items()}
@@ -672,8 +682,10 @@ def _memory(spec: Spec):
     "Say what to do when memory runs out."
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator raises a plain one
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator and Apple's GPU raise a plain one
+        said = ("allocate memory", "not enough memory", "out of memory")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in said):
             raise
-        raise InputError(f"out of memory with batches of {spec.batch_size}, accumulate {spec.accumulate}: "
-                         f"try batch_size {spec.batch_size // 2}, or accumulate {2 * spec.accumulate}") from None
+        batch, parts = spec.batch_size, spec.accumulate
+        remedy = f"batch_size {batch // 2}, or accumulate {2 * parts}" if batch >= 4 * parts else "a smaller size, or a smaller model"
+        raise InputError(f"out of memory with batches of {batch}, accumulate {parts}: try {remedy}") from None

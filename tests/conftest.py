@@ -8,16 +8,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from gzpaper.chain import root
 from gzpaper.cli import main
-from gzpaper.data import KaggleFolder
+from gzpaper.data import Galaxies, KaggleFolder, PixelStore
 from gzpaper.models import build_model
 from gzpaper.train import Input, Spec, save_weights
 
-TINY = ("--validation", 8, "--test", 8, "--width", 2, "--size", 32, "--epochs", 1, "--batch-size", 12, "--device", "cpu")
+DEEP = ("--validation", 8, "--test", 8, "--size", 32, "--epochs", 1, "--batch-size", 12, "--device", "cpu")
+TINY = (*DEEP, "--width", 2)  # of vgg7
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,14 @@ def gzpaper():
     return run
 
 
+@pytest.fixture(scope="module")
+def threads():
+    "Leave torch as it was."
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def mock_folder(tmp_path_factory) -> Path:
     "40 labelled mock galaxies and 2 without labels; copy the folder before you change it."
@@ -97,6 +107,16 @@ def real_folder() -> Path:
     if not named and not usual.is_dir():
         pytest.skip("no real galaxies: set GZPAPER_DATA to a folder with them or put it in data/sample, as data/README.md says")
     return KaggleFolder(named or usual).path.resolve()
+
+
+def toy_galaxies(folder: Path, train: int = 80, validation: int = 16, test: int = 0, side: int = 20) -> Galaxies:
+    "Galaxies of noise with labels of noise."
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, n = np.random.default_rng(0), train + validation + test
+    pixels, labels = rng.integers(0, 256, (n, side, side, 3), np.uint8), rng.uniform(size=(n, 37)).astype(np.float32)
+    np.save(folder / "pixels.npy", pixels)
+    store = PixelStore(folder, np.arange(n), np.zeros(n, "U12"), np.zeros((n, 3)), side)
+    return Galaxies(store, labels, np.repeat(["train", "validation", "test"], [train, validation, test]), is_mock=True)
 
 
 def write_untrained(path: Path, spread: float = 1.0) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, assert_says, assert_whole
+from conftest import DEEP, TINY, assert_says, assert_whole
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -414,6 +414,9 @@ def test_full_disk_while_a_table_is_written(suffix, mock_folder, tmp_path, weigh
 
 TRAIN_OPTIONS = {  # what is asked for, and what the message says
     "model": (["--model", "vgg99"], ["vgg99", "vgg7", "choose"]),
+    "head": (["--head", "tanh"], ["tanh", "tree_softmax", "choose"]),
+    "optimiser": (["--optimiser", "lion"], ["lion", "adamw", "choose"]),
+    "schedule": (["--schedule", "step"], ["step", "one_cycle", "choose"]),
     "precision": (["--precision", "fp8"], ["fp8", "bf16", "choose"]),
     "fp16 on a CPU": (["--precision", "fp16"], ["fp16", "use auto"]),
     "device": (["--device", "warp"], ["warp", "use auto or cpu"]),
@@ -422,12 +425,21 @@ TRAIN_OPTIONS = {  # what is asked for, and what the message says
     "no field": (["--field", 0], ["field 0", "between 0 and the 232 px"]),
     "size": (["--size", 0], ["size is 0", "1 or more"]),
     "width": (["--width", 0], ["width is 0", "1 or more"]),
+    "dropout": (["--dropout", 1], ["dropout is 1", "below 1"]),
     "epochs": (["--epochs", 0], ["epochs is 0", "1 or more"]),
     "batch size": (["--batch-size", 0], ["batch_size is 0", "2 or more"]),
     "batch of one": (["--batch-size", 1], ["batch_size is 1", "2 or more"]),
+    "no parts": (["--accumulate", 0], ["accumulate is 0", "1 or more"]),
+    "too many parts": (["--accumulate", 7], ["accumulate is 7", "a batch of 12 has at most 6 parts"]),
     "learning rate": (["--learning-rate", -1], ["learning_rate is -1", "above 0"]),
     "patience": (["--patience", -1], ["patience is -1", "0 or more"]),
     "seed": (["--seed", -1], ["seed is -1", "0 or more"]),
+    "one fold": (["--folds", 1], ["fold 0 of 1", "out of range", "2 or more"]),
+    "negative folds": (["--folds", -2], ["folds is -2", "0 or more"]),
+    "a fold too many": (["--folds", 3, "--fold", 4], ["fold 4 of 3", "out of range", "1 to the number of folds"]),
+    "negative fold": (["--folds", 3, "--fold", -1], ["fold -1 of 3", "out of range"]),
+    "a fold of none": (["--fold", 1], ["fold 1 of 0", "out of range"]),
+    "more folds than galaxies": (["--folds", 500], ["0 to validate on", "too few", "add galaxies"]),
     "no validation": (["--validation", 0], ["0 to validate on", "too few", "add galaxies"]),
     "negative test": (["--test", -3], ["-3 in test", "0 or more"]),
     "too few galaxies": (["--validation", 30, "--test", 30], ["40 galaxies are too few", "30", "lower these"]),
@@ -441,6 +453,120 @@ def test_train_option(option, mock_folder, tmp_path, cli):
     cli("train", mock_folder, "--out", tmp_path / "run", *TINY, *arguments).refused(*words)
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.safetensors"))
     assert_whole(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(mock_folder, tmp_path, cli):
+    cli("train", mock_folder, "--out", tmp_path / "run", *TINY, "--device", "cuda").refused("cuda", "use auto or cpu")
+    assert not list(tmp_path.iterdir())
+
+
+DEEP_OPTIONS = {  # what is asked of another network than vgg7, and what the message says; FILE stands for weights of a vgg7 of width 2
+    "vgg11 and its size": (["--model", "vgg11", "--size", 31], ["vgg11", "31 px", "32 px or more"]),
+    "vgg16 and its size": (["--model", "vgg16", "--size", 16], ["vgg16", "16 px", "32 px or more"]),
+    "resnet50 and its size": (["--model", "resnet50", "--size", 1], ["resnet50", "1 px", "32 px or more"]),
+    "another network's parameter": (["--model", "resnet50", "--width", 2], ["resnet50", "no parameter 'width'", "choose"]),
+    "adapters of nothing": (["--model", "resnet50_lora"], ["resnet50_lora", "name them with --pretrained"]),
+    "pretrained, not there": (["--pretrained", "nowhere.pth"], ["nowhere.pth", "does not exist", "name a file of weights"]),
+    "pretrained, another width": (["--width", 3, "--pretrained", "FILE"],
+                                  ["FILE: 0.0.weight has shape [2, 3, 3, 3]", "vgg7 needs [3, 3, 3, 3]", "the same network"]),
+    "pretrained, another depth": (["--model", "resnet50", "--pretrained", "FILE"], ["FILE has no weights conv1.weight", "not a resnet50"]),
+    "ImageNet": (["--width", 2, "--pretrained", "imagenet"], ["no ImageNet weights for vgg7", "choose one of vgg11"]),
+}
+
+
+@pytest.mark.parametrize("option", DEEP_OPTIONS)
+def test_deep_option(option, mock_folder, tmp_path, weights, cli):
+    arguments, words = ([str(word).replace("FILE", str(weights)) for word in part] for part in DEEP_OPTIONS[option])
+    cli("train", mock_folder, "--out", tmp_path / "run", *DEEP, *arguments).refused(*words)
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.safetensors"))
+
+
+BLOW_UPS = {  # what a step's loss becomes, and what the message says if this is the second of six steps, or the last
+    "loss": (lambda loss: loss * float("nan"), "loss is nan in epoch 2, step 2 of 6", "loss is nan in epoch 2, step 6 of 6"),
+    "infinite loss": (lambda loss: loss / 0, "loss is inf in epoch 2, step 2 of 6", "loss is inf in epoch 2, step 6 of 6"),
+    "gradient": (lambda loss: loss + (0 * loss).sqrt(), "loss is nan in epoch 2, step 3 of 6", "validation RMSE is nan after epoch 2"),
+}
+
+
+@pytest.mark.parametrize("every", [1, 20])  # steps after which the loss is looked at
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("what", BLOW_UPS)
+def test_training_blows_up(what, last, every, mock_folder, tmp_path, monkeypatch, cli):
+    "It stops; checkpoint and history are those of the last good epoch, and without the mishap it goes on from there."
+    change, *words = BLOW_UPS[what]
+    command = ["train", mock_folder, *TINY, "--epochs", 2, "--batch-size", 4, "--precision", "fp32"]
+    plain, calls = torch.nn.functional.mse_loss, []
+
+    def mishap(*arguments):
+        calls.append(arguments)
+        return change(plain(*arguments)) if len(calls) == (12 if last else 8) else plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gzpaper.train.F.mse_loss", mishap)
+        patch.setattr("gzpaper.train.CHECK_EVERY", every)
+        cli(*command, "--out", tmp_path / "run").refused(words[last], "a learning_rate below 0.002", "the checkpoint", "is kept")
+    assert len(calls) == 12 or every == 1
+    assert pd.read_csv(tmp_path / "run/history.csv").epoch.tolist() == [1]
+    kept = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    assert len(kept["history"]) == 1 and all(value.isfinite().all() for value in kept["model"].values())
+    assert cli(*command, "--out", tmp_path / "run").code == 0 and cli(*command, "--out", tmp_path / "alone").code == 0
+    assert (tmp_path / "run/weights.safetensors").read_bytes() == (tmp_path / "alone/weights.safetensors").read_bytes()
+
+
+MEMORY = {  # what torch raises
+    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    "CPU elsewhere": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    "Apple": RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1.00 GB, max allowed: 9.07 GB)."),
+}
+
+
+def raising(error: Exception):
+    def step(*arguments):
+        raise error
+
+    return step
+
+
+@pytest.mark.parametrize("where", MEMORY)
+def test_out_of_memory(where, mock_folder, tmp_path, monkeypatch, cli):
+    monkeypatch.setattr("gzpaper.train.Training.step", raising(MEMORY[where]))
+    result = cli("train", mock_folder, "--out", tmp_path / "run", *TINY)
+    result.refused("out of memory", "batches of 12", "try batch_size 6", "accumulate 2")
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("history.csv"))
+
+
+@pytest.mark.parametrize("batch_size, accumulate", [(2, 1), (3, 1), (4, 1), (12, 6), (12, 3), (12, 4)])
+def test_what_to_try_can_be_tried(batch_size, accumulate, mock_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("gzpaper.train.Training.step", raising(MEMORY["GPU"]))
+    with pytest.raises(InputError) as refusal:
+        train(mock_folder, tmp_path, batch_size=batch_size, accumulate=accumulate)
+    said = str(refusal.value)
+    assert "try" in said
+    for found in re.findall(r"try batch_size (\d+)", said):
+        Spec(batch_size=int(found), accumulate=accumulate)
+    for found in re.findall(r"or accumulate (\d+)", said):
+        Spec(batch_size=batch_size, accumulate=int(found))
+
+
+def test_other_errors_are_not_about_memory(mock_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("gzpaper.train.Training.step", raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train(mock_folder, tmp_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to find C++ compiler.\nPlease set CXX."), ImportError("no triton"), RuntimeError()])
+def test_no_torch_compile(error, mock_folder, tmp_path, monkeypatch, cli):
+    "Training says so in one line and goes on: the result is the same."
+    monkeypatch.setattr("torch.compile", raising(error))
+    done = cli("train", mock_folder, "--out", tmp_path / "run", *TINY, "--compile")
+    assert done.code == 0
+    [line] = [line for line in done.lines if "torch.compile" in line]
+    assert_says(line, (str(error) or "RuntimeError").splitlines()[0], "training goes on without it")
+    assert "CXX" not in done.err
+    assert cli("train", mock_folder, "--out", tmp_path / "plain", *TINY).code == 0
+    assert (tmp_path / "run/weights.safetensors").read_bytes() == (tmp_path / "plain/weights.safetensors").read_bytes()
 
 
 PREDICT_OPTIONS = {
@@ -479,7 +605,7 @@ CALLS = {  # what no command offers, and what the message says
     "model's parameter": (lambda m, t: build_model("vgg7", wide=3), ["vgg7", "wide"]),
     "training parameter": (lambda m, t: Spec.from_dict({"momentum": 0.9}), ["momentum", "learning_rate", "choose"]),
     "augmentation": (lambda m, t: Spec.from_dict({"augment": {"twist": 1}}), ["augment.twist", "choose"]),
-    "optimiser": (partial(train, optimiser="adagrad"), ["adagrad", "adamw", "choose"]),
+    "optimiser": (partial(train, optimiser="lion"), ["lion", "adamw", "choose"]),
     "schedule": (partial(train, schedule="step"), ["step", "one_cycle", "choose"]),
     "store of another scale": (partial(train, size=64), ["35", "70", "build it anew"]),
     "few central colours": (colours_of_three, ["3 training galaxies", "6 groups", "add"]),

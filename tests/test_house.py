@@ -78,7 +78,7 @@ def test_no_star_and_no_nbdev_import(path):
 
 def test_the_core_needs_no_extra():
     """Training and prediction import where papermill, GalSim, YAML and matplotlib are not installed."""
-    missing = "papermill nbclient galsim yaml optuna typst astropy matplotlib seaborn nbdev".split()
+    missing = "papermill nbclient galsim yaml optuna typst astropy matplotlib seaborn nbdev peft torchinfo".split()
     block = f"import sys; sys.modules.update(dict.fromkeys({missing}))"
     modules = "; ".join(f"import gzpaper.{m}" for m in [*CORE, "mock", "cli"])
     subprocess.run([sys.executable, "-c", f"{block}; {modules}"], check=True)

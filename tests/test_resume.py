@@ -10,28 +10,19 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import toy_galaxies
 
 import gzpaper.train
-from gzpaper.data import Galaxies, PixelStore, atomic
+from gzpaper.data import atomic
 from gzpaper.train import Spec, fit
 
 EPOCHS = 40
+pytestmark = pytest.mark.usefixtures("threads")
 SPEC = Spec(model_parameters={"width": 4, "depth": 1, "hidden": 16}, size=16, field=185.6, epochs=EPOCHS, batch_size=16)
 DONE = {"history.csv", "weights.safetensors"}
-
-
-def toy_galaxies(folder: Path) -> Galaxies:
-    "Galaxies of noise with labels of noise."
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    pixels, labels = rng.integers(0, 256, (96, 20, 20, 3), np.uint8), rng.uniform(size=(96, 37)).astype(np.float32)
-    np.save(folder / "pixels.npy", pixels)
-    store = PixelStore(folder, np.arange(96), np.zeros(96, "U12"), np.zeros((96, 3)), 20)
-    return Galaxies(store, labels, np.repeat(["train", "validation"], [80, 16]), is_mock=True)
 
 
 def train(run: Path, seed: int = 0) -> Path:
@@ -95,14 +86,6 @@ def check_run(run: Path):
     "A finished run has its two files, with every epoch in its history once."
     assert {f.name for f in run.iterdir()} == DONE
     assert list(pd.read_csv(run / "history.csv").epoch) == list(range(1, EPOCHS + 1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads():
-    "Leave torch as it was."
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
