@@ -46,7 +46,7 @@ def start(tmp_path):
     yield begin
     for job in jobs:
         try:
-            os.killpg(job.pid, signal.SIGKILL)
+            os.killpg(job.pid, signal.SIGTERM)  # so that torchrun can end its processes
         except ProcessLookupError:
             pass
         job.wait()
