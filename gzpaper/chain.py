@@ -297,7 +297,7 @@ def git_commit() -> str:
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
-# %% ../nbs/11_chain.ipynb #f2ddbde3
+# %% ../nbs/11_chain.ipynb #6feba8ae
 STAMP = "mock galaxies"
 
 
@@ -378,7 +378,7 @@ class Section:
             table.to_csv(partial, index=False, float_format="%.6g")
         safe = re.sub(r"([%&_#$])", r"\\\1", caption)
         latex = table.rename(columns=lambda c: str(c).replace("_", " ")).to_latex(
-            index=False, float_format="%.4g", escape=True, caption=safe, label=f"tab:{name}", position="t")
+            index=False, float_format="%.4g", na_rep="", escape=True, caption=safe, label=f"tab:{name}", position="t")
         with atomic(self.out / f"tables/{name}.tex") as partial:
             partial.write_text(latex)
         self._keep_provenance(self.out / f"tables/{name}.json", caption)
