@@ -14,15 +14,18 @@ import typer
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['app', 'data_app', 'Size', 'Field', 'Epochs', 'BatchSize', 'LearningRate', 'Precision', 'Device', 'Compile', 'Profile',
-           'Data', 'data_check', 'data_mock', 'data_sample', 'data_get', 'train', 'pretrain', 'predict', 'evaluate',
-           'reproduce', 'figures', 'publish', 'main']
+__all__ = ['app', 'data_app', 'tune_app', 'Size', 'Field', 'Epochs', 'BatchSize', 'LearningRate', 'Precision', 'Device',
+           'Compile', 'SPEC_OPTIONS', 'Out', 'Storage', 'Name', 'Profile', 'Data', 'STOPPED', 'data_check', 'data_mock',
+           'data_sample', 'data_get', 'train', 'pretrain', 'predict', 'evaluate', 'tune', 'tune_status', 'reproduce',
+           'figures', 'publish', 'main']
 
-# %% ../nbs/12_cli.ipynb #66d081d4
+# %% ../nbs/12_cli.ipynb #0999c94f
 app = typer.Typer(help="Galaxy morphology from images: a reproducible paper on Galaxy Zoo.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 data_app = typer.Typer(help="Galaxies in, in Kaggle's layout.", no_args_is_help=True)
+tune_app = typer.Typer(help="Search for better parameters with Optuna.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
+app.add_typer(tune_app, name="tune")
 
 # %% ../nbs/12_cli.ipynb #8504a2fb
 @data_app.command("check")
@@ -73,7 +76,7 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #9b7c6567
+# %% ../nbs/12_cli.ipynb #bc5b7ae8
 Size = Annotated[int, typer.Option(help="px of its input")]
 Field = Annotated[float, typer.Option(help="px of the original that the input spans")]
 Epochs = Annotated[int, typer.Option(help="how often each galaxy is seen")]
@@ -86,10 +89,12 @@ Compile = Annotated[bool, typer.Option("--compile", help="make the network faste
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")],
     out: Annotated[Path, typer.Option(help="the folder of the run; the same command goes on with an unfinished one")],
     validation: Annotated[int, typer.Option(help="galaxies in the validation part")] = 1000,
     test: Annotated[int, typer.Option(help="galaxies in the test part, which is not used")] = 1000,
+    params: Annotated[Optional[Path], typer.Option(help="a file of parameters, such as `gzpaper tune` writes; options go before it")] = None,  # noqa: UP045
     model: Annotated[str, typer.Option(help="vgg7, vgg11, vgg16, resnet50 or resnet50_lora")] = "vgg7",
     head: Annotated[str, typer.Option(help="sigmoid, tree_softmax or tree_relu")] = "sigmoid",
     width: Annotated[Optional[int], typer.Option(help="channels of vgg7's first block")] = None,  # noqa: UP045
@@ -112,17 +117,15 @@ def train(
     compile: Compile = False,
 ):
     "Train a network on labelled galaxies; several GPUs: `torchrun --nproc-per-node gpu --no-python gzpaper train ...`."
-    from gzpaper.data import load_galaxies
+    from gzpaper.data import load_galaxies, read_yaml
     from gzpaper.loader import store_side
     from gzpaper.models import pretrained_name
     from gzpaper.predict import cross_validate
-    from gzpaper.train import Spec, fit, join, pick_device, split_rows
+    from gzpaper.train import Spec, fit, flattened, join, nested, pick_device, split_rows
 
-    parameters = {"head": head, "dropout": dropout} | ({"width": width} if width is not None else {})
-    spec = Spec(model=model, model_parameters=parameters, size=size, field=field, epochs=epochs, batch_size=batch_size,
-                optimiser=optimiser, learning_rate=learning_rate, schedule=schedule, precision=precision, patience=patience, seed=seed,
-                folds=folds, fold=fold, accumulate=accumulate, pretrained=pretrained_name(pretrained))
-    chosen, side = pick_device(device), store_side(size, field)
+    from_file = flattened(read_yaml(params)) if params else {}
+    spec = Spec.from_dict(nested(from_file | _given(context) | {"pretrained": pretrained_name(pretrained)}))
+    chosen, side = pick_device(device), store_side(spec.size, spec.field)
     with join(chosen) as world:
         with world.first():
             galaxies = load_galaxies(data, out / f"store-{side}", side, validation, test).sealed()
@@ -137,6 +140,17 @@ def train(
         _print_folds(scores, folds, out)
     else:
         print(f"the weights are in {weights}, the history in {out / 'history.csv'}")
+
+
+SPEC_OPTIONS = {name: name for name in ("model", "size", "field", "epochs", "batch_size", "accumulate", "optimiser", "learning_rate", "schedule",
+                                        "precision", "patience", "folds", "fold", "seed")}
+SPEC_OPTIONS |= {name: f"model_parameters.{name}" for name in ("head", "width", "dropout")}
+
+
+def _given(context: typer.Context) -> dict:
+    "The training parameters given on the command line; the others have the defaults of `Spec`, which the help repeats."
+    source = {name: context.get_parameter_source(name) for name in SPEC_OPTIONS}
+    return {SPEC_OPTIONS[name]: context.params[name] for name in SPEC_OPTIONS if source[name] and source[name].name != "DEFAULT"}
 
 
 def _print_folds(scores, folds: int, out: Path):
@@ -211,6 +225,82 @@ def evaluate(
     print(question_table(predicted, true).round(4).to_string(index=False))
     print(f"RMSE {rmse(predicted, true):.5f} ({low:.5f} to {high:.5f}) on {len(true)} galaxies")
 
+# %% ../nbs/12_cli.ipynb #07cce167
+Out = Annotated[Path, typer.Option(help="the folder of trainings, and of the study")]
+Storage = Annotated[Optional[str], typer.Option(help="a .db or .journal file, or postgresql://...; study.db in the folder")]  # noqa: UP045
+Name = Annotated[Optional[str], typer.Option(help="of the study; the name of the file of what is searched")]  # noqa: UP045
+
+
+@tune_app.callback()
+def tune(
+    context: typer.Context,
+    data: Annotated[Optional[Path], typer.Option(help="a folder in Kaggle's layout")] = None,  # noqa: UP045
+    space: Annotated[Path, typer.Option(help="what is searched, a YAML file")] = Path("paper/search/vgg7.yaml"),
+    out: Out = Path("runs/tune"),
+    storage: Storage = None,
+    name: Name = None,
+    trials: Annotated[int, typer.Option(help="of each round")] = 40,
+    rounds: Annotated[int, typer.Option(help="each ends with the best trained in full; 0: search only")] = 1,
+    seeds: Annotated[int, typer.Option(help="trainings in full of each candidate")] = 2,
+    folds: Annotated[int, typer.Option(help="judge trials by a cross-validation; 0: by the validation part")] = 0,
+    params: Annotated[Optional[Path], typer.Option(help="where the best parameters go; params.yaml in the folder")] = None,  # noqa: UP045
+    validation: Annotated[int, typer.Option(help="galaxies in the validation part")] = 1000,
+    test: Annotated[int, typer.Option(help="galaxies in the test part, which is not used")] = 1000,
+    enqueue_stale: Annotated[bool, typer.Option("--enqueue-stale", help="put trials whose process has died back into the queue")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Device = "auto",
+):
+    "Search for better parameters with Optuna, and train the best in full. Start it as often as there are machines; stop it at will."
+    if context.invoked_subcommand:
+        return
+    import signal
+
+    from gzpaper import tune as tuner
+    from gzpaper.data import check_output
+    from gzpaper.train import pick_device
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters stop a job: like Ctrl-C, the trial goes back into the queue
+
+    if data is None:
+        raise InputError("no galaxies are named: add --data FOLDER, in Kaggle's layout (`gzpaper data mock` draws some)")
+    found, params = tuner.read_space(space), params or out / "params.yaml"
+    check_output(params, ".yaml")
+    tuning = tuner.Tuning(found, tuner.galaxies_of(data, out, validation, test), out, pick_device(device), seed, folds)
+    study = tuner.open_study(name or space.stem, found, tuner.open_storage(storage or str(out / "study.db")), tuning.digest, seed, folds)
+    _see_to_stale(tuner, study, out, enqueue_stale)
+    if not rounds:
+        tuner.search(study, tuning.objective, trials)
+        print(f"{len(study.trials)} trials are in study '{study.study_name}'; `gzpaper tune status` shows them")
+        return
+    best = tuner.tune(study, tuning, trials, rounds, seeds)
+    tuner.write_params(params, found.spec(best.parameters, epochs=found.full_epochs), f"study {study.study_name}, {best.name}")
+    print(f"the best parameters are in {params}: use them with `gzpaper train --params {params}`")
+
+
+def _see_to_stale(tuner, study, out: Path, enqueue_stale: bool):
+    "Put trials left behind on a journal back into the queue, or say how."
+    left = tuner.stale(study, out)
+    if left and not enqueue_stale:
+        numbers = ", ".join(f"{t.number} of {t.user_attrs.get('worker', 'an unknown process')}" for t in left)
+        print(f"trials whose process seems to have died: {numbers}. Add --enqueue-stale to train them again")
+    if enqueue_stale:
+        tuner.enqueue(study, left)
+
+
+@tune_app.command("status")
+def tune_status(out: Out = Path("runs/tune"), storage: Storage = None, name: Name = None):
+    "Show how a study stands: the best so far, and its trials by state."
+    from gzpaper import tune as tuner
+
+    study = tuner.take_study(tuner.open_storage(storage or str(out / "study.db")), name)
+    table = tuner.status(study, out)
+    print(table.to_string(index=False, na_rep="") if len(table) else "no trials yet")
+    counts = table.state.value_counts()
+    print(f"study {study.study_name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    for key, held in sorted(study.user_attrs.items()):
+        if key.startswith("round "):
+            print(tuner.tell_round(held))
+
 # %% ../nbs/12_cli.ipynb #4d601591
 Profile = Annotated[str, typer.Option(help="a file in paper/profiles, without .yaml")]
 Data = Annotated[Optional[Path], typer.Option(help="a folder in Kaggle's layout, in place of the profile's")]  # noqa: UP045
@@ -257,7 +347,10 @@ def publish(profile: Profile = "sample", data: Data = None):
     for folder in chain.publish(profile, data):
         print(f"written: {folder}")
 
-# %% ../nbs/12_cli.ipynb #02fb9ed9
+# %% ../nbs/12_cli.ipynb #c5d54ba8
+STOPPED = 130  # the exit status that typer gives to Ctrl-C
+
+
 def main():
     "The `gzpaper` command."
     try:
@@ -265,6 +358,7 @@ def main():
     except InputError as error:
         print(f"gzpaper: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("gzpaper: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == STOPPED:
+            print("gzpaper: stopped; the same command goes on from here", file=sys.stderr)
+        raise

@@ -36,9 +36,10 @@ from .models import adapter_state, add_adapters, build_model, load_features, mer
 from .tree import COLUMNS, InputError
 
 # %% auto #0
-__all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'CHECK_EVERY', 'Spec', 'split_rows', 'pick_device',
-           'pick_precision', 'build_optimiser', 'build_schedule', 'Average', 'Input', 'save_weights', 'read_header',
-           'load_weights', 'World', 'join', 'can_compile', 'Training', 'autocast', 'predict_batches', 'fit']
+__all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'CHECK_EVERY', 'Spec', 'nested', 'flattened', 'split_rows',
+           'pick_device', 'pick_precision', 'build_optimiser', 'build_schedule', 'Average', 'Input', 'save_weights',
+           'read_header', 'load_weights', 'World', 'join', 'can_compile', 'TrainingFailed', 'Training', 'autocast',
+           'predict_batches', 'fit']
 
 # %% ../nbs/06_train.ipynb #74560980
 def _number(name: str, value, kind: type) -> int | float:
@@ -104,6 +105,35 @@ class Spec:
     def to_dict(self) -> dict:
         "Plain values, for JSON."
         return asdict(self)
+
+# %% ../nbs/06_train.ipynb #f293c451
+def nested(
+    flat: dict,  # such as {"augment.zoom": 1.0}
+) -> dict:  # such as {"augment": {"zoom": 1.0}}
+    "Names with dots as dictionaries."
+    found = {}
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        place = found
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return found
+
+
+def flattened(
+    values: dict,  # such as {"augment": {"zoom": 1.0}}
+) -> dict:  # such as {"augment.zoom": 1.0}
+    "The inverse of `nested`."
+    flat = {}
+    for name, value in values.items():
+        if name not in ("augment", "model_parameters"):
+            flat[name] = value
+        elif isinstance(value, dict):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            raise InputError(f"{name} is {value}: it takes a list of `name: value`")
+    return flat
 
 # %% ../nbs/06_train.ipynb #a6bd7b34
 RECIPE = 1
@@ -375,8 +405,12 @@ def can_compile(device: torch.device) -> bool:
         return False
     return True
 
-# %% ../nbs/06_train.ipynb #46df4345
+# %% ../nbs/06_train.ipynb #e506a3ce
 CHECK_EVERY = 20  # steps
+
+
+class TrainingFailed(InputError):
+    "A training that cannot be finished with its parameters: its numbers became too large, or did not fit into memory."
 
 
 class Training:
@@ -491,8 +525,8 @@ class Training:
         recent = torch.stack(losses[-CHECK_EVERY:]).tolist()
         for i, loss in enumerate(recent, len(losses) - len(recent) + 1):
             if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} in epoch {len(self.history) + 1}, step {i} of {len(self.batches)}: "
-                                 f"{_slower(self)}")
+                raise TrainingFailed(f"the loss is {loss} in epoch {len(self.history) + 1}, step {i} of {len(self.batches)}: "
+                                     f"{_slower(self)}")
 
 
 def _slower(training: Training) -> str:
@@ -523,7 +557,7 @@ def predict_batches(
             parts.append(model(images).float())
     return torch.cat(parts).cpu().numpy()
 
-# %% ../nbs/06_train.ipynb #68265576
+# %% ../nbs/06_train.ipynb #042bfd8b
 def _prepare(
     spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray, device: torch.device,
     pretrained: str | Path | None = None, compile: bool = False, world: World = ALONE,
@@ -607,7 +641,7 @@ def _finished(training: Training) -> bool:
     return stale or len(rmse) >= training.spec.epochs
 
 
-def _train(training: Training, validation: Batches, folder: Path, progress: bool):
+def _train(training: Training, validation: Batches, folder: Path, progress: bool, watch: Callable[[dict], None]):
     "Epoch after epoch until finished, with a checkpoint after each."
     images, done, world = len(training.batches.rows), len(training.history), training.world
     bar = tqdm(desc=training.spec.model, total=training.spec.epochs * images, initial=done * images, unit="img",
@@ -616,12 +650,13 @@ def _train(training: Training, validation: Batches, folder: Path, progress: bool
         while not _finished(training):
             row = world.told(_epoch_row(training, validation, bar.update))
             if not math.isfinite(row["validation_rmse"]):
-                raise InputError(f"the validation RMSE is {row['validation_rmse']} after epoch {row['epoch']}: {_slower(training)}")
+                raise TrainingFailed(f"the validation RMSE is {row['validation_rmse']} after epoch {row['epoch']}: {_slower(training)}")
             training.history.append(row)
             if training.spec.patience and row["validation_rmse"] <= min(r["validation_rmse"] for r in training.history):
                 training.best = {k: v.clone() for k, v in training.average.module.state_dict().items()}
             if world.rank == 0:
                 _write_checkpoint(training, folder)
+            watch(row)
             bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_rmse'] ** 2:.5f}", rmse=f"{row['validation_rmse']:.4f}")
 
 
@@ -659,6 +694,7 @@ def fit(
     pretrained: str | Path | None = None,  # imagenet, or a file of weights: what `spec.pretrained` is a name for
     compile: bool = False,  # whether torch.compile is to make the network faster
     world: World = ALONE,  # of `join`
+    watch: Callable[[dict], None] = lambda row: None,  # told each epoch's row of the history once its checkpoint is written
 ) -> Path:  # the weights
     "Train a network, or finish its training. Raises `InputError` if the folder holds another training, or a damaged checkpoint."
     folder, weights = Path(folder), Path(folder) / "weights.safetensors"
@@ -673,7 +709,7 @@ def fit(
         training, validation, expects = _prepare(spec, galaxies, train, held_out, torch.device(device), pretrained, compile, world)
         if (folder / "checkpoint.pt").exists():
             _resume(training, folder / "checkpoint.pt")
-        _train(training, validation, folder, progress)
+        _train(training, validation, folder, progress, watch)
     with world.first():
         if world.rank == 0:
             _save(training, expects, folder, identity=_identity(spec, galaxies, train, held_out), galaxies=galaxies.digest,
@@ -693,4 +729,4 @@ def _memory(spec: Spec):
             raise
         batch, parts = spec.batch_size, spec.accumulate
         remedy = f"batch_size {batch // 2}, or accumulate {2 * parts}" if batch >= 4 * parts else "a smaller size, or a smaller model"
-        raise InputError(f"out of memory with batches of {batch}, accumulate {parts}: try {remedy}") from None
+        raise TrainingFailed(f"out of memory with batches of {batch}, accumulate {parts}: try {remedy}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from gzpaper import tune
 from gzpaper.chain import root
 from gzpaper.train import read_header
 
@@ -96,3 +97,20 @@ def test_out_of_time_it_goes_on_later_if_it_got_anywhere(start, tmp_path, epochs
     assert job.wait(300) == code, (tmp_path / "job.log").read_text()
     assert (tmp_path / "scontrol.log").exists() == bool(asked)
     assert not asked or (tmp_path / "scontrol.log").read_text() == asked
+
+
+def test_a_tuning_stopped_by_slurm_goes_on(start, mock_folder, tmp_path):
+    "Shortly before its time is up a job puts its trial back into the study's queue, and itself into Slurm's."
+    (tmp_path / "space.yaml").write_text("{model: vgg7, size: 32, batch_size: 12, epochs: 40, full_epochs: 1, "
+                                         "learning_rate: {low: 0.001, high: 0.002}, model_parameters: {width: 2}}")
+    job = {"DATA": mock_folder, "SPACE": "space.yaml", "OUT": "out", "TRIALS": 1, "ROUNDS": 0, "SLURM_ARRAY_JOB_ID": 7,
+           "SLURM_ARRAY_TASK_ID": 2, "EXTRA": "--validation 8 --test 8"}
+    first = start(root() / "cluster/tune.slurm", **job)
+    while first.poll() is None and not list(tmp_path.glob("out/trial-0/history.csv")):
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGUSR1)
+    assert first.wait(60) == 0, (tmp_path / "job.log").read_text()
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7_2\n"
+    assert start(root() / "cluster/tune.slurm", **job).wait(120) == 0, (tmp_path / "job.log").read_text()
+    again = tune.take_study(tune.open_storage(str(tmp_path / "out/study.journal"))).trials[1]
+    assert tune.retry.retry_history(again) == [0] and again.last_step == 40

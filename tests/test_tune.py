@@ -1,0 +1,284 @@
+"""Tuning: several processes on one study, processes that die, and what is refused."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from gzpaper import tune
+from gzpaper.data import read_yaml
+from gzpaper.train import Spec
+
+SPACE = """
+model: vgg7
+size: 32
+batch_size: 12
+epochs: 3
+full_epochs: 2
+learning_rate: {low: 0.0005, high: 0.008, log: true}
+model_parameters: {width: {low: 2, high: 4}, hidden: 16}
+"""
+
+# A process at work on a study. It notes each epoch that it trains; a victim waits for its end after its first.
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from gzpaper import tune
+
+where, data, folder, trials, victim = sys.argv[1:]
+folder, report = Path(folder), tune._report
+
+def noted(trial, value, step):
+    with open(folder / "epochs.log", "a") as log:
+        log.write(f"{tune.origin(trial)} {step} {os.getpid()}\\n")
+    report(trial, value, step)
+    if int(victim):
+        time.sleep(600)
+
+tune._report, tune.POLL_S = noted, 1
+space = tune.read_space(folder / "space.yaml")
+tuning = tune.Tuning(space, tune.galaxies_of(data, folder, 8, 8), folder, progress=False)
+study = tune.open_study("many", space, tune.open_storage(where, heartbeat_s=3), tuning.digest)
+tune.search(study, tuning.objective, int(trials))
+"""
+
+
+@pytest.fixture
+def space_file(tmp_path) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    "The address of a PostgreSQL server that lives as long as these tests do."
+    found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+    if not found:
+        pytest.skip("there is no PostgreSQL server here: install postgresql")
+    pytest.importorskip("psycopg", reason="there is no psycopg here")
+    folder, user = Path(mkdtemp()), None
+    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+        user = "postgres" if any(entry.pw_name == "postgres" for entry in pwd.getpwall()) else "nobody"
+        shutil.chown(folder, user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "user": user, "cwd": folder}
+    subprocess.run([found, "-D", folder / "data", "-U", "gz", "-A", "trust", "--no-sync"], check=True, **quiet)
+    options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": folder, "fsync": "off"}
+    server = subprocess.Popen([Path(found).with_name("postgres"), "-D", folder / "data", "-p", str(port),
+                               *(f"--{name}={value}" for name, value in options.items())], **quiet)
+    url = f"postgresql://gz@127.0.0.1:{port}/postgres"
+    for left in range(100, -1, -1):
+        try:
+            tune.open_storage(url)
+            break
+        except tune.InputError:
+            assert left, "the server does not answer"
+            time.sleep(0.2)
+    yield url
+    server.send_signal(signal.SIGINT)
+    server.wait(30)
+    shutil.rmtree(folder)
+
+
+def start(where: str, data: Path, folder: Path, trials: int, victim: bool = False) -> subprocess.Popen:
+    "A process at work on a study."
+    command = [sys.executable, "-c", WORKER, where, str(data), str(folder), str(trials), str(int(victim))]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*workers: subprocess.Popen):
+    for worker in workers:
+        _, said = worker.communicate(timeout=300)
+        assert worker.returncode == 0, said[-2000:]
+
+
+def epochs_of(folder: Path) -> list[tuple[int, int, int]]:
+    "Each epoch that was trained: of which trial, which epoch, by which process."
+    return [tuple(map(int, line.split())) for line in (folder / "epochs.log").read_text().splitlines()]
+
+
+def test_four_processes_on_postgres_and_one_is_killed(postgres, space_file, mock_folder, tmp_path):
+    victim = start(postgres, mock_folder, tmp_path, 8, victim=True)
+    while victim.poll() is None and not (tmp_path / "epochs.log").exists():
+        time.sleep(0.2)
+    others = [start(postgres, mock_folder, tmp_path, 8) for _ in range(3)]
+    victim.kill()
+    finish(*others)
+    trials = tune.take_study(tune.open_storage(postgres), "many").trials
+    assert [t.number for t in trials] == list(range(len(trials)))
+    lost, = (t for t in trials if t.state == TrialState.FAIL)
+    again, = (t for t in trials if tune.retry.retry_history(t))
+    assert tune.retry.retry_history(again) == [lost.number] and again.params == lost.params
+    assert {t.state for t in trials if t != lost} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert 8 <= len(trials) - 1 <= 8 + 2  # each of three may have begun the last
+    trained = [(trial, step) for trial, step, _ in epochs_of(tmp_path)]
+    assert len(trained) == len(set(trained)), "an epoch was trained twice: the checkpoint was not taken up"
+    assert victim.pid in {pid for *_, pid in epochs_of(tmp_path)} and again.last_step > 1
+
+
+def test_four_processes_on_a_journal(space_file, mock_folder, tmp_path):
+    finish(*[start(str(tmp_path / "study.journal"), mock_folder, tmp_path, 8) for _ in range(4)])
+    trials = tune.take_study(tune.open_storage(str(tmp_path / "study.journal"))).trials
+    assert [t.number for t in trials] == list(range(len(trials))) and 8 <= len(trials) <= 11
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    trained = [(trial, step) for trial, step, _ in epochs_of(tmp_path)]
+    assert len(trained) == len(set(trained)) and {trial for trial, _ in trained} == set(range(len(trials)))
+
+
+def arguments(space: Path, data: Path, out: Path, *more) -> list:
+    return ["tune", "--space", space, "--data", data, "--out", out, "--validation", 8, "--test", 8, "--device", "cpu", *more]
+
+
+def test_stopped_and_taken_up(space_file, mock_folder, tmp_path, cli):
+    "Ctrl-C in mid-trial; the same command goes on; what is found is written and can be trained with."
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "from gzpaper.cli import main; main()",
+               *map(str, arguments(space_file, mock_folder, out, "--trials", 3, "--seeds", 1))]
+    stopped = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while stopped.poll() is None and not list(out.glob("trial-*/checkpoint.pt")):
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGINT)
+    said = stopped.communicate(timeout=60)[1]
+    assert "the same command goes on" in said and stopped.returncode == 130, (stopped.returncode, said)
+    done = cli(*arguments(space_file, mock_folder, out, "--trials", 3, "--seeds", 1))
+    assert done.code == 0, done
+    study = tune.take_study(tune.open_storage(str(out / "study.db")))
+    again, = (t for t in study.trials if tune.retry.retry_history(t))
+    assert again.state == TrialState.COMPLETE and len(study.trials) == 4 and "round 1" in study.user_attrs
+    best = Spec.from_dict(read_yaml(out / "params.yaml"))
+    assert (best.epochs, best.size, best.batch_size) == (2, 32, 12)
+    shown = cli("tune", "status", "--out", out)
+    assert "3 complete" in shown.out or "pruned" in shown.out, shown
+    trained = cli("train", mock_folder, "--out", tmp_path / "run", "--params", out / "params.yaml", "--epochs", 1, "--validation", 8,
+                  "--test", 8, "--device", "cpu")
+    assert trained.code == 0 and len((tmp_path / "run/history.csv").read_text().splitlines()) == 2, trained
+
+
+def test_same_seed_same_trials(space_file, mock_folder, tmp_path):
+    space, found = tune.read_space(space_file), []
+    for name in ("a", "b"):
+        tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path / name, seed=3, progress=False)
+        study = tune.open_study(name, space, tune.open_storage(str(tmp_path / f"{name}.journal")), tuning.digest, seed=3)
+        tune.search(study, tuning.objective, 4, say=lambda line: None)
+        found.append([(t.params, t.intermediate_values, t.state) for t in study.trials])
+    assert found[0] == found[1]
+
+
+def test_folds(space_file, mock_folder, tmp_path):
+    "With folds a trial's value is their mean, and a fold is a step."
+    space = tune.read_space(space_file)
+    tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, folds=2, progress=False)
+    study = tune.open_study("folds", space, tune.open_storage(str(tmp_path / "study.db")), tuning.digest, folds=2)
+    tune.search(study, tuning.objective, 1, say=lambda line: None)
+    assert sorted(study.trials[0].intermediate_values) == [1, 2] and study.trials[0].value == study.trials[0].intermediate_values[2]
+    assert study.trials[0].user_attrs["epochs"] == 6
+
+
+def test_the_pruner_saves_epochs_and_keeps_the_best():
+    "Learning curves that cross: 40 trials pruned and not, with the same parameters in the same order."
+    def learn(trial: optuna.trial.Trial) -> float:
+        rate = trial.suggest_float("rate", 0.1, 10, log=True)
+        end = 0.09 + 0.02 * np.log(rate) ** 2
+        for step in range(1, 28):
+            value = end + 0.2 * np.exp(-step * rate / 4)
+            trial.report(value, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return value
+
+    found = {}
+    for name, pruner in (("pruned", tune.halving(27)), ("whole", optuna.pruners.NopPruner())):
+        study = optuna.create_study(sampler=tune.NumberedSampler(0, {"rate": 5.0}), pruner=pruner)
+        study.optimize(learn, n_trials=40)
+        found[name] = sum(t.last_step for t in study.trials), study.best_value
+    assert found["pruned"][0] < 0.6 * found["whole"][0]
+    assert found["pruned"][1] < found["whole"][1] + 0.001
+
+
+def test_a_training_that_fails_counts_as_pruned(space_file, mock_folder, tmp_path):
+    space = tune.read_space(space_file)
+    wild = tune.Space(space.fixed | {"learning_rate": 1e30, "clip": 1e30, "optimiser": "sgd"}, {"weight_decay": tune._distribution("", {"low": 0.0, "high": 0.1})}, 2)
+    tuning = tune.Tuning(wild, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, progress=False)
+    study = tune.open_study("wild", wild, tune.open_storage(str(tmp_path / "study.db")), tuning.digest)
+    tune.search(study, tuning.objective, 2, say=lambda line: None)
+    assert [t.state for t in study.trials] == [TrialState.PRUNED] * 2
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"lernrate": [1, 2]}, "lernrate"),
+    ({"model_parameters": {"wide": [1, 2]}}, "wide"),
+    ({"augment": {"spin": [1, 2]}}, "augment.spin"),
+    ({"augment": [1, 2]}, "augment"),
+    ({"learning_rate": {"low": 0.1, "high": 0.01}}, "learning_rate: low is 0.1 and high is 0.01"),
+    ({"learning_rate": {"low": 0.1, "high": 0.1}}, "learning_rate"),
+    ({"learning_rate": {"low": 0, "high": 0.1, "log": True}}, "logarithmic"),
+    ({"learning_rate": {"low": "1e-3", "high": 0.1}}, "0.001, not 1e-3"),
+    ({"learning_rate": {"low": 0.1}}, "a range takes low and high"),
+    ({"learning_rate": {"low": 0.1, "high": 1.0, "scale": 3}}, "a range takes low and high"),
+    ({"learning_rate": {"low": -0.1, "high": 0.1}}, "learning_rate is -0.1"),
+    ({"learning_rate": [0.1]}, "two values or more"),
+    ({"learning_rate": [0.1, None]}, "a choice takes"),
+    ({"learning_rate": 0.1, "model_parameters": {}}, "nothing is searched"),
+    ({"model_parameters": {"head": ["sigmoid", "crown"]}}, "crown"),
+    ({"full_epochs": 0}, "full_epochs is 0"),
+    ({"epochs": {"low": 2, "high": 4}}, "epochs"),
+])
+def test_a_space_that_cannot_be_searched(change, said, mock_folder, tmp_path, cli):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(SPACE) | change))
+    cli(*arguments(path, mock_folder, tmp_path / "out")).refused("bad.yaml", said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bad_input(space_file, mock_folder, tmp_path, cli):
+    run = arguments(space_file, mock_folder, tmp_path / "out")
+    cli("tune", "--space", space_file).refused("--data")
+    cli(*arguments(tmp_path / "none.yaml", mock_folder, tmp_path / "out")).refused("none.yaml", "cannot be read")
+    cli(*run, "--storage", "study.txt").refused("study.txt", ".db or .journal")
+    cli(*run, "--params", "best.txt").refused("best.txt", ".yaml")
+    cli("tune", "status", "--out", tmp_path / "out").refused("there is no study")
+
+
+def test_a_server_that_cannot_be_reached(space_file, mock_folder, tmp_path, cli):
+    address = "postgresql://someone:secret@127.0.0.1:1/database"
+    result = cli(*arguments(space_file, mock_folder, tmp_path / "out", "--storage", address))
+    result.refused("cannot be reached", "someone", "another storage")
+    assert "secret" not in result.err + result.out
+
+
+def test_a_study_of_another_space(space_file, mock_folder, tmp_path, cli):
+    more = ("--trials", 1, "--rounds", 0)
+    assert cli(*arguments(space_file, mock_folder, tmp_path / "out", *more)).code == 0
+    space_file.write_text(SPACE.replace("0.008", "0.004"))
+    cli(*arguments(space_file, mock_folder, tmp_path / "out", *more)).refused("another space", "learning_rate", "0.008", "0.004", "--name")
+
+
+def test_a_disk_that_fills(space_file, mock_folder, tmp_path, gzpaper):
+    "What is there stays; with room again, the same command goes on."
+    import resource
+
+    def short_of_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    run = arguments(space_file, mock_folder, tmp_path / "out", "--trials", 2, "--rounds", 0)
+    assert gzpaper(*run[:-3], 1, *run[-2:]).code == 0
+    gzpaper(*run, preexec_fn=short_of_room).refused("cannot be")
+    done = gzpaper(*run)
+    assert done.code == 0, done
+    assert len(tune.completed(tune.take_study(tune.open_storage(str(tmp_path / "out/study.db"))))) >= 1
