@@ -285,7 +285,7 @@ def git_commit() -> str:
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
-# %% ../nbs/11_chain.ipynb #6feba8ae
+# %% ../nbs/11_chain.ipynb #e7c96d88
 STAMP = "mock galaxies"
 
 
@@ -302,6 +302,7 @@ class Section:
         self.folder = data_folder(parameters)
         self.is_mock = KaggleFolder(self.folder).is_mock
         self.keys: list[str] = []  # of the runs it used
+        self.studies: list[str] = []  # that it used
         self.digest = ""  # of the galaxies, once they have been asked for
         self.start = time.perf_counter()
 
@@ -348,6 +349,31 @@ class Section:
             self.keys.append(finished.key)
         return finished
 
+    def study(
+        self,
+        name: str,  # of a file in paper/search, which says what is searched
+        trials: int,  # of each round
+        rounds: int,
+        seeds: int,  # trainings in full of each candidate
+    ):  # an optuna.Study
+        "A study with its rounds: the profile's, or the published one, or a new one, which takes long."
+        from gzpaper import tune  # needs optuna, which not every notebook does
+
+        space, out, p = tune.read_space(root() / f"paper/search/{name}.yaml"), self.out / f"tune/{name}", self.parameters
+        tuning = tune.Tuning(space, lambda spec: self.galaxies(spec.size, spec.field), out, pick_device(), p["seed"])
+        digest, own = tuning.digest, out / "study.journal"
+        self.studies += [name] * (name not in self.studies)
+        for path in filter(Path.exists, (own, root() / f"paper/studies/{name}.journal")):
+            study = tune.take_study(tune.open_storage(str(path)))
+            if study.user_attrs.get("made of") == tune.made_of(space, digest, p["seed"]) and tune.is_finished(study, rounds):
+                return study
+        if os.environ.get("GZPAPER_TRAIN") == "0":
+            raise InputError(f"study {name} is not among the committed ones: its space or the galaxies differ. `make reproduce` searches")
+        study = tune.open_study(name, space, tune.open_storage(str(own)), digest, p["seed"])
+        tune.enqueue(study, tune.stale(study, out))
+        tune.tune(study, tuning, trials, rounds, seeds)
+        return study
+
     def figure(self, name: str, ax, caption: str):
         "Keep a figure as PDF and PNG, given any of its Axes."
         figure = ax.figure
@@ -381,7 +407,7 @@ class Section:
 
     def _keep_provenance(self, path: Path, caption: str):
         about = {"caption": caption, "notebook": self.name, "profile": self.parameters["profile"], "mock": self.is_mock,
-                 "seed": self.parameters["seed"], "runs": self.keys, "galaxies": self.digest,
+                 "seed": self.parameters["seed"], "runs": self.keys, "studies": self.studies, "galaxies": self.digest,
                  "notebook_digest": notebook_digest(self.name), "git_commit": git_commit(),
                  "parameters": {k: v for k, v in self.parameters.items() if k != "data"},
                  "versions": versions(), "device": device_name(pick_device()), "wall_time_s": round(time.perf_counter() - self.start, 1)}

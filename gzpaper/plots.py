@@ -16,8 +16,8 @@ from .tree import COLUMNS, QUESTIONS
 
 # %% auto #0
 __all__ = ['COLUMN_WIDTH', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'SKY', 'STYLE', 'use_style', 'gallery', 'label_histogram',
-           'score_dots', 'difference_dots', 'learning_curves', 'training_curves', 'question_dots',
-           'predicted_against_true']
+           'score_dots', 'difference_dots', 'learning_curves', 'training_curves', 'search_history', 'trial_curves',
+           'parallel_coordinates', 'slice_dots', 'importance_bars', 'question_dots', 'predicted_against_true']
 
 # %% ../nbs/10_plots.ipynb #646deae7
 COLUMN_WIDTH = 3.5  # inches: one column of a journal page; two are 7.2
@@ -151,6 +151,103 @@ def training_curves(
     ax.set(xlabel="epoch", ylabel="RMSE", ylim=(0.95 * low, 1.1 * high))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
+    return ax
+
+# %% ../nbs/10_plots.ipynb #45898624
+def search_history(
+    trials: pd.DataFrame,  # number, rmse, complete: a row a trial
+    ax: Axes | None = None,
+) -> Axes:
+    "The RMSE of each trial in turn, and the best so far."
+    ax = _axes(ax)
+    for complete, fill, label in ((True, BLUE, "complete"), (False, "white", "pruned")):
+        some = trials[trials.complete == complete]
+        ax.plot(some.number, some.rmse, "o", markersize=4, color=BLUE, markerfacecolor=fill, markeredgewidth=0.7, label=label)
+    best = trials[trials.complete]
+    ax.step(best.number, best.rmse.cummin(), where="post", color=ORANGE, label="best so far")
+    ax.set(xlabel="trial", ylabel="validation RMSE, one view")
+    ax.set_ylim(top=min(trials.rmse.max(), 1.5 * trials.rmse.min()) * 1.02)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend()
+    return ax
+
+
+def trial_curves(
+    curves: pd.DataFrame,  # number, step, rmse, complete: a row a step of a trial
+    ax: Axes | None = None,
+) -> Axes:
+    "How each trial came along; those that were pruned are grey."
+    ax = _axes(ax)
+    for _, curve in curves.groupby("number"):
+        complete = curve.complete.iloc[0]
+        ax.plot(curve.step, curve.rmse, color=BLUE if complete else "0.75", linewidth=0.8 if complete else 0.5, zorder=2 if complete else 1)
+        if not complete:
+            ax.plot(curve.step.iloc[-1], curve.rmse.iloc[-1], "o", color="0.75", markersize=2)
+    ends = curves.groupby("number").rmse.last()
+    ax.set(xlabel="epoch", ylabel="validation RMSE, one view", ylim=(0.95 * curves.rmse.min(), 1.05 * ends.quantile(0.95)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax
+
+
+def parallel_coordinates(
+    trials: pd.DataFrame,  # a column a parameter, and rmse; a row a complete trial
+    log: set[str],  # parameters on a logarithmic scale
+    ax: Axes | None = None,
+) -> Axes:
+    "Each trial as a line through its parameters, the better the darker."
+    ax = _axes(ax, 7.2, 2.6)
+    names = [c for c in trials.columns if c != "rmse"]
+    places = np.column_stack([_scaled(trials[name], name in log) for name in names])
+    order = trials.rmse.rank(pct=True, ascending=False).to_numpy()  # the best is 1
+    for i in np.argsort(order):
+        ax.plot(range(len(names)), places[i], color=plt.get_cmap("Blues")(0.1 + 0.9 * order[i] ** 2), linewidth=0.8)
+    for x, name in enumerate(names):
+        low, high = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in (trials[name].min(), trials[name].max()))
+        ax.annotate(low, (x, -0.03), ha="center", va="top", fontsize=6.5)
+        ax.annotate(high, (x, 1.03), ha="center", va="bottom", fontsize=6.5)
+        ax.axvline(x, color="0.8", linewidth=0.5, zorder=0)
+    ax.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
+    ax.set(yticks=[], ylim=(-0.15, 1.15))
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    return ax
+
+
+def _scaled(values: pd.Series, log: bool) -> np.ndarray:
+    "Values, numbers or names, brought to 0 to 1."
+    numbers = values if values.dtype.kind in "if" else pd.Series(pd.factorize(values, sort=True)[0])
+    numbers = np.log(numbers.to_numpy(float)) if log else numbers.to_numpy(float)
+    return (numbers - numbers.min()) / (np.ptp(numbers) or 1)
+
+
+def slice_dots(
+    trials: pd.DataFrame,  # value of a parameter, rmse, complete: a row a trial
+    name: str,  # of the parameter
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    "RMSE against one parameter, whatever the others were."
+    ax = _axes(ax, 1.8, 1.6)
+    for complete, fill in ((False, "white"), (True, BLUE)):
+        some = trials[trials.complete == complete]
+        ax.plot(some.value, some.rmse, "o", markersize=3, color=BLUE if complete else "0.7", markerfacecolor=fill, markeredgewidth=0.6)
+    done = trials[trials.complete].rmse
+    ax.set(xlabel=name.replace("_", " "), ylim=(done.min() * 0.99, done.max() * 1.02))
+    if log:
+        ax.set_xscale("log")
+    return ax
+
+
+def importance_bars(
+    importances: pd.Series,  # a parameter's share of the variance, by its name
+    ax: Axes | None = None,
+) -> Axes:
+    "How much of the trials' differences each parameter explains."
+    importances = importances.sort_values()
+    ax = _axes(ax, COLUMN_WIDTH, 0.6 + 0.2 * len(importances))
+    ax.barh(np.arange(len(importances)), importances, height=0.6)
+    ax.set_yticks(np.arange(len(importances)), [name.replace("_", " ") for name in importances.index])
+    ax.set(xlabel="importance")
     return ax
 
 # %% ../nbs/10_plots.ipynb #77c4a35d

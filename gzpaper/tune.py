@@ -44,9 +44,10 @@ warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartb
 
 # %% auto #0
 __all__ = ['HEARTBEAT_S', 'retry', 'POLL_S', 'STALE_S', 'OF_ONE_TRAINING', 'Space', 'read_space', 'open_storage',
-           'NumberedSampler', 'suggest', 'defaults', 'halving', 'open_study', 'take_study', 'origin', 'Tuning',
-           'galaxies_of', 'search', 'completed', 'stale', 'enqueue', 'status', 'Candidate', 'candidates',
-           'train_in_full', 'hold_round', 'tune', 'tell_round', 'write_params', 'publish_study']
+           'NumberedSampler', 'suggest', 'defaults', 'halving', 'made_of', 'open_study', 'take_study', 'origin',
+           'Tuning', 'galaxies_of', 'search', 'completed', 'stale', 'enqueue', 'status', 'Candidate', 'candidates',
+           'train_in_full', 'hold_round', 'tune', 'is_finished', 'rounds_of', 'tell_round', 'write_params',
+           'publish_study']
 
 # %% ../nbs/09_tune.ipynb #94fc01c6
 @dataclass(frozen=True)
@@ -210,12 +211,17 @@ def defaults(space: Space) -> dict:  # name: value
     own = flattened(space.spec().to_dict())
     return {name: own[name] for name in space.searched}
 
-# %% ../nbs/09_tune.ipynb #7cff6c20
+# %% ../nbs/09_tune.ipynb #45cea258
 def halving(
     steps: int,  # of a whole trial
 ) -> BasePruner:
     "Successive halving (Li 2018, https://arxiv.org/abs/1810.05934): after a fifth and three fifths of a trial, the better third goes on."
     return SuccessiveHalvingPruner(min_resource=max(1, steps // 5), reduction_factor=3)
+
+
+def made_of(space: Space, galaxies: str = "", seed: int = 0, folds: int = 0) -> dict[str, str]:
+    "All that a study's trials have in common, as text; the arguments are those of `open_study`."
+    return space.describe() | {"galaxies": galaxies, "seed": str(seed), "folds": str(folds)}
 
 
 def open_study(
@@ -227,7 +233,7 @@ def open_study(
     folds: int = 0,  # of a cross-validation; 0: none
 ) -> Study:
     "A study, begun or taken up. Raises `InputError` if it is of another space, or of other galaxies."
-    wanted = space.describe() | {"galaxies": galaxies, "seed": str(seed), "folds": str(folds)}
+    wanted = made_of(space, galaxies, seed, folds)
     study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True, pruner=halving(folds or space.fixed["epochs"]),
                                 sampler=NumberedSampler(seed, defaults(space)))
     made = study.user_attrs.get("made of")
@@ -493,7 +499,7 @@ def train_in_full(
                     write_predictions(table, folder / "predictions.parquet")
     return {folder: read_predictions(folder / "predictions.parquet")[COLUMNS].to_numpy() for folder in jobs}
 
-# %% ../nbs/09_tune.ipynb #d3d99186
+# %% ../nbs/09_tune.ipynb #e4c96d5d
 def hold_round(
     study: Study,
     tuning: Tuning,
@@ -537,6 +543,20 @@ def tune(
         if held["low"] <= 0:
             break
     return best
+
+
+def is_finished(
+    study: Study,
+    rounds: int,
+) -> bool:
+    "Whether a study has all the rounds that `tune` would hold."
+    held = rounds_of(study)
+    return len(held) >= rounds or bool(held) and held[-1]["low"] <= 0
+
+
+def rounds_of(study: Study) -> list[dict]:  # of `hold_round`
+    "What a study's rounds have given, in order."
+    return sorted((held for name, held in study.user_attrs.items() if name.startswith("round ")), key=lambda held: held["round"])
 
 
 def tell_round(
