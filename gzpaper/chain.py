@@ -414,7 +414,7 @@ class Section:
         with atomic(path) as partial:
             partial.write_text(json.dumps(about, indent=1))
 
-# %% ../nbs/11_chain.ipynb #dd621885
+# %% ../nbs/11_chain.ipynb #c75ee4de
 def imported_modules(
     source: str,  # Python code
 ) -> set[str]:  # names of gzpaper's modules, those that these import included
@@ -435,6 +435,11 @@ def _data_fingerprint(parameters: dict) -> str:
     return folder.images().fingerprint + hashlib.sha256(folder.labels_path.read_bytes()).hexdigest()
 
 
+def _search_files(value: str) -> list[Path]:
+    "The files of paper/search that a notebook's parameter names."
+    return [path for name in value.split() if (path := root() / f"paper/search/{name}.yaml").is_file()]
+
+
 def notebook_key(
     name: str,  # of a notebook of the paper
     parameters: dict,  # those it declares, with their values
@@ -444,7 +449,8 @@ def notebook_key(
     cells = json.loads(notebook_path(name).read_text())["cells"]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     told = {k: v for k, v in parameters.items() if k != "data"}
-    parts = [notebook_digest(name), told, data, code_digest(*imported_modules(code))]
+    spaces = [path.read_text() for value in told.values() if isinstance(value, str) for path in _search_files(value)]
+    parts = [notebook_digest(name), told, data, code_digest(*imported_modules(code)), *spaces]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/11_chain.ipynb #7a092cfc
@@ -565,7 +571,7 @@ def _announce(parameters: dict, steps: list[Step], due: list[Step], train: bool,
         training = f", and {minutes['train']} to train what has not been trained yet" if train else ""
         say(f"all notebooks take about {minutes['draw']} minutes on two cores{training}")
 
-# %% ../nbs/11_chain.ipynb #ce193c1a
+# %% ../nbs/11_chain.ipynb #85212df8
 def _clean_notebook(source: Path, target: Path):
     "Copy an executed notebook without progress bars, machine-dependent metadata and the data's place."
     notebook = json.loads(source.read_text())
@@ -604,9 +610,23 @@ def publish(
             (partial / key).mkdir()
             for file in RUN_FILES:
                 shutil.copy(folder / file, partial / key / file)
+    _publish_studies(out, {name for note in notes for name in note["studies"]})
     with atomic(root() / "data/sample.csv") as partial:
         shutil.copy(out / "sample.csv", partial)
     return [*targets.values(), root() / "paper/runs"]
+
+
+def _publish_studies(out: Path, names: set[str]):
+    "Copy the studies that are the profile's own to paper/studies, and what they have chosen to paper/params."
+    from gzpaper import tune
+
+    for name in sorted(names):
+        if (own := out / f"tune/{name}/study.journal").exists():
+            study, space = tune.take_study(tune.open_storage(str(own))), tune.read_space(root() / f"paper/search/{name}.yaml")
+            tune.publish_study(study, root() / f"paper/studies/{name}.journal")
+            last = tune.rounds_of(study)[-1]
+            tune.write_params(root() / f"paper/params/{name}.yaml", space.spec(last["parameters"], epochs=space.full_epochs),
+                              f"study {name}, {last['best']}, profile {out.name}")
 
 
 def _run_folder(out: Path, key: str) -> Path:

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from gzpaper import chain
-from gzpaper.data import KaggleFolder
+from gzpaper.data import KaggleFolder, read_yaml
+from gzpaper.train import Spec
 from gzpaper.tree import InputError
 
 NAMES = chain.read_chain()["notebooks"]
@@ -117,6 +118,14 @@ def test_a_missing_run_is_an_error_when_nothing_may_be_trained(smoke):
     assert chain.reproduce("smoke", train=False) == ["03_vgg7"]
 
 
+def test_another_search_space_makes_its_notebook_due(smoke):
+    edit(smoke / "paper/search/small.yaml", "high: 0.5", "high: 0.4")
+    try:
+        assert due() == ["07_tuning"]
+    finally:
+        edit(smoke / "paper/search/small.yaml", "high: 0.4", "high: 0.5")
+
+
 def test_publish_refuses_mock_galaxies(smoke):
     with pytest.raises(InputError, match="mock galaxies"):
         chain.publish("smoke")
@@ -133,6 +142,8 @@ def test_publish_and_check(smoke):
     chain.publish("smoke", folder)
     assert chain.check("smoke", folder) == []
     assert len(pd.read_csv(smoke / "data/sample.csv")) == 300
+    assert (smoke / "paper/studies/small.journal").stat().st_size < 2**20
+    assert Spec.from_dict(read_yaml(smoke / "paper/params/small.yaml")).epochs == 2
     assert chain.changed_runs() == []
     edit(smoke / "gzpaper/train.py", "RECIPE = 1", "RECIPE  = 1")
     assert len(chain.changed_runs()) == len(list((smoke / "paper/runs").iterdir()))
