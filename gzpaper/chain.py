@@ -285,8 +285,18 @@ def git_commit() -> str:
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
-# %% ../nbs/11_chain.ipynb #e7c96d88
+# %% ../nbs/11_chain.ipynb #71afc546
 STAMP = "mock galaxies"
+
+
+def _kept_study(path: Path):  # an optuna.Study or None
+    "The study in a journal, if there is one."
+    from gzpaper import tune
+
+    try:
+        return tune.take_study(tune.open_storage(str(path))) if path.exists() else None
+    except InputError:  # a journal without a study: its process was stopped too early
+        return None
 
 
 class Section:
@@ -302,7 +312,7 @@ class Section:
         self.folder = data_folder(parameters)
         self.is_mock = KaggleFolder(self.folder).is_mock
         self.keys: list[str] = []  # of the runs it used
-        self.studies: list[str] = []  # that it used
+        self.studies: dict[str, str] = {}  # that it used, and where they are
         self.digest = ""  # of the galaxies, once they have been asked for
         self.start = time.perf_counter()
 
@@ -359,19 +369,22 @@ class Section:
         "A study with its rounds: the profile's, or the published one, or a new one, which takes long."
         from gzpaper import tune  # needs optuna, which not every notebook does
 
-        space, out, p = tune.read_space(root() / f"paper/search/{name}.yaml"), self.out / f"tune/{name}", self.parameters
-        tuning = tune.Tuning(space, lambda spec: self.galaxies(spec.size, spec.field), out, pick_device(), p["seed"])
-        digest, own = tuning.digest, out / "study.journal"
-        self.studies += [name] * (name not in self.studies)
-        for path in filter(Path.exists, (own, root() / f"paper/studies/{name}.journal")):
-            study = tune.take_study(tune.open_storage(str(path)))
-            if study.user_attrs.get("made of") == tune.made_of(space, digest, p["seed"]) and tune.is_finished(study, rounds):
+        space, p = tune.read_space(root() / f"paper/search/{name}.yaml"), self.parameters
+        galaxies = self.galaxies(space.spec().size, space.spec().field)
+        made = tune.made_of(space, galaxies.digest, p["seed"])
+        out = self.out / f"tune/{name}-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]}"
+        for path in (out / "study.journal", root() / f"paper/studies/{name}.journal"):
+            study = _kept_study(path)
+            if study and study.user_attrs.get("made of") == made and tune.is_finished(study, trials, rounds, seeds):
+                self.studies[name] = os.path.relpath(path, root())
                 return study
         if os.environ.get("GZPAPER_TRAIN") == "0":
             raise InputError(f"study {name} is not among the committed ones: its space or the galaxies differ. `make reproduce` searches")
-        study = tune.open_study(name, space, tune.open_storage(str(own)), digest, p["seed"])
+        tuning = tune.Tuning(space, lambda spec: self.galaxies(spec.size, spec.field), out, pick_device(), p["seed"])
+        study = tune.open_study(name, space, tune.open_storage(str(out / "study.journal")), galaxies.digest, p["seed"])
         tune.enqueue(study, tune.stale(study, out))
         tune.tune(study, tuning, trials, rounds, seeds)
+        self.studies[name] = os.path.relpath(out / "study.journal", root())
         return study
 
     def figure(self, name: str, ax, caption: str):
@@ -414,7 +427,7 @@ class Section:
         with atomic(path) as partial:
             partial.write_text(json.dumps(about, indent=1))
 
-# %% ../nbs/11_chain.ipynb #c75ee4de
+# %% ../nbs/11_chain.ipynb #2a4844e1
 def imported_modules(
     source: str,  # Python code
 ) -> set[str]:  # names of gzpaper's modules, those that these import included
@@ -435,11 +448,6 @@ def _data_fingerprint(parameters: dict) -> str:
     return folder.images().fingerprint + hashlib.sha256(folder.labels_path.read_bytes()).hexdigest()
 
 
-def _search_files(value: str) -> list[Path]:
-    "The files of paper/search that a notebook's parameter names."
-    return [path for name in value.split() if (path := root() / f"paper/search/{name}.yaml").is_file()]
-
-
 def notebook_key(
     name: str,  # of a notebook of the paper
     parameters: dict,  # those it declares, with their values
@@ -449,7 +457,7 @@ def notebook_key(
     cells = json.loads(notebook_path(name).read_text())["cells"]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     told = {k: v for k, v in parameters.items() if k != "data"}
-    spaces = [path.read_text() for value in told.values() if isinstance(value, str) for path in _search_files(value)]
+    spaces = [(root() / f"paper/search/{search}.yaml").read_text() for search in parameters.get("searches", "").split()]
     parts = [notebook_digest(name), told, data, code_digest(*imported_modules(code)), *spaces]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -571,7 +579,7 @@ def _announce(parameters: dict, steps: list[Step], due: list[Step], train: bool,
         training = f", and {minutes['train']} to train what has not been trained yet" if train else ""
         say(f"all notebooks take about {minutes['draw']} minutes on two cores{training}")
 
-# %% ../nbs/11_chain.ipynb #85212df8
+# %% ../nbs/11_chain.ipynb #a16c9de0
 def _clean_notebook(source: Path, target: Path):
     "Copy an executed notebook without progress bars, machine-dependent metadata and the data's place."
     notebook = json.loads(source.read_text())
@@ -610,23 +618,25 @@ def publish(
             (partial / key).mkdir()
             for file in RUN_FILES:
                 shutil.copy(folder / file, partial / key / file)
-    _publish_studies(out, {name for note in notes for name in note["studies"]})
+    _publish_studies(profile, {name: path for note in notes for name, path in note["studies"].items()})
     with atomic(root() / "data/sample.csv") as partial:
         shutil.copy(out / "sample.csv", partial)
     return [*targets.values(), root() / "paper/runs"]
 
 
-def _publish_studies(out: Path, names: set[str]):
+def _publish_studies(profile: str, studies: dict[str, str]):
     "Copy the studies that are the profile's own to paper/studies, and what they have chosen to paper/params."
     from gzpaper import tune
 
-    for name in sorted(names):
-        if (own := out / f"tune/{name}/study.journal").exists():
-            study, space = tune.take_study(tune.open_storage(str(own))), tune.read_space(root() / f"paper/search/{name}.yaml")
+    for name, path in sorted(studies.items()):
+        study, space = _kept_study(root() / path), tune.read_space(root() / f"paper/search/{name}.yaml")
+        if study is None:
+            raise InputError(f"study {path} is no longer there: `gzpaper reproduce --profile {profile} --force` makes it again")
+        if not path.startswith("paper/"):
             tune.publish_study(study, root() / f"paper/studies/{name}.journal")
-            last = tune.rounds_of(study)[-1]
-            tune.write_params(root() / f"paper/params/{name}.yaml", space.spec(last["parameters"], epochs=space.full_epochs),
-                              f"study {name}, {last['best']}, profile {out.name}")
+        last = tune.rounds_of(study)[-1]
+        tune.write_params(root() / f"paper/params/{name}.yaml", space.spec(last["candidates"][last["best"]], epochs=space.full_epochs),
+                          f"study {name} of profile {profile}, {tune.tell_round(last)}")
 
 
 def _run_folder(out: Path, key: str) -> Path:

@@ -76,7 +76,7 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #bc5b7ae8
+# %% ../nbs/12_cli.ipynb #fb8a9000
 Size = Annotated[int, typer.Option(help="px of its input")]
 Field = Annotated[float, typer.Option(help="px of the original that the input spans")]
 Epochs = Annotated[int, typer.Option(help="how often each galaxy is seen")]
@@ -94,7 +94,7 @@ def train(
     out: Annotated[Path, typer.Option(help="the folder of the run; the same command goes on with an unfinished one")],
     validation: Annotated[int, typer.Option(help="galaxies in the validation part")] = 1000,
     test: Annotated[int, typer.Option(help="galaxies in the test part, which is not used")] = 1000,
-    params: Annotated[Optional[Path], typer.Option(help="a file of parameters, such as `gzpaper tune` writes; options go before it")] = None,  # noqa: UP045
+    params: Annotated[Optional[Path], typer.Option(help="a file of parameters, as `gzpaper tune` writes; options go before it")] = None,  # noqa: UP045
     model: Annotated[str, typer.Option(help="vgg7, vgg11, vgg16, resnet50 or resnet50_lora")] = "vgg7",
     head: Annotated[str, typer.Option(help="sigmoid, tree_softmax or tree_relu")] = "sigmoid",
     width: Annotated[Optional[int], typer.Option(help="channels of vgg7's first block")] = None,  # noqa: UP045
@@ -130,20 +130,20 @@ def train(
         with world.first():
             galaxies = load_galaxies(data, out / f"store-{side}", side, validation, test).sealed()
         options = {"pretrained": pretrained, "compile": compile, "world": world}
-        if folds:
-            scores = cross_validate(spec, galaxies, out, fold, chosen, **options)
+        if spec.folds:
+            scores = cross_validate(spec, galaxies, out, spec.fold, chosen, **options)
         else:
             weights = fit(spec, galaxies, out, *split_rows(spec, galaxies), chosen, **options)
     if world.rank:
         return
-    if folds:
-        _print_folds(scores, folds, out)
+    if spec.folds:
+        _print_folds(scores, spec.folds, out)
     else:
         print(f"the weights are in {weights}, the history in {out / 'history.csv'}")
 
 
-SPEC_OPTIONS = {name: name for name in ("model", "size", "field", "epochs", "batch_size", "accumulate", "optimiser", "learning_rate", "schedule",
-                                        "precision", "patience", "folds", "fold", "seed")}
+SPEC_OPTIONS = {name: name for name in ("model", "size", "field", "epochs", "batch_size", "accumulate", "optimiser", "learning_rate",
+                                        "schedule", "precision", "patience", "folds", "fold", "seed")}
 SPEC_OPTIONS |= {name: f"model_parameters.{name}" for name in ("head", "width", "dropout")}
 
 
@@ -225,7 +225,7 @@ def evaluate(
     print(question_table(predicted, true).round(4).to_string(index=False))
     print(f"RMSE {rmse(predicted, true):.5f} ({low:.5f} to {high:.5f}) on {len(true)} galaxies")
 
-# %% ../nbs/12_cli.ipynb #07cce167
+# %% ../nbs/12_cli.ipynb #13da4ba0
 Out = Annotated[Path, typer.Option(help="the folder of trainings, and of the study")]
 Storage = Annotated[Optional[str], typer.Option(help="a .db or .journal file, or postgresql://...; study.db in the folder")]  # noqa: UP045
 Name = Annotated[Optional[str], typer.Option(help="of the study; the name of the file of what is searched")]  # noqa: UP045
@@ -239,9 +239,9 @@ def tune(
     out: Out = Path("runs/tune"),
     storage: Storage = None,
     name: Name = None,
-    trials: Annotated[int, typer.Option(help="of each round")] = 40,
-    rounds: Annotated[int, typer.Option(help="each ends with the best trained in full; 0: search only")] = 1,
-    seeds: Annotated[int, typer.Option(help="trainings in full of each candidate")] = 2,
+    trials: Annotated[int, typer.Option(min=1, help="of each round")] = 40,
+    rounds: Annotated[int, typer.Option(min=0, help="each ends with the best trained in full; 0: search only")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="trainings in full of each candidate")] = 2,
     folds: Annotated[int, typer.Option(help="judge trials by a cross-validation; 0: by the validation part")] = 0,
     params: Annotated[Optional[Path], typer.Option(help="where the best parameters go; params.yaml in the folder")] = None,  # noqa: UP045
     validation: Annotated[int, typer.Option(help="galaxies in the validation part")] = 1000,
@@ -255,51 +255,60 @@ def tune(
         return
     import signal
 
-    from gzpaper import tune as tuner
     from gzpaper.data import check_output
     from gzpaper.train import pick_device
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters stop a job: like Ctrl-C, the trial goes back into the queue
-
     if data is None:
         raise InputError("no galaxies are named: add --data FOLDER, in Kaggle's layout (`gzpaper data mock` draws some)")
-    found, params = tuner.read_space(space), params or out / "params.yaml"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters stop a job: like Ctrl-C, the trial goes back into the queue
+    tuner, params, name = _tuner(), params or out / "params.yaml", name or space.stem
+    found = tuner.read_space(space)
+    found.spec(folds=folds)
     check_output(params, ".yaml")
-    tuning = tuner.Tuning(found, tuner.galaxies_of(data, out, validation, test), out, pick_device(device), seed, folds)
-    study = tuner.open_study(name or space.stem, found, tuner.open_storage(storage or str(out / "study.db")), tuning.digest, seed, folds)
-    _see_to_stale(tuner, study, out, enqueue_stale)
+    tuning = tuner.Tuning(found, tuner.galaxies_of(data, out, validation, test), out / name, pick_device(device), seed, folds)
+    study = tuner.open_study(name, found, tuner.open_storage(storage or str(out / "study.db")), tuning.digest, seed, folds)
+    _see_to_stale(tuner, study, tuning, enqueue_stale)
     if not rounds:
-        tuner.search(study, tuning.objective, trials)
-        print(f"{len(study.trials)} trials are in study '{study.study_name}'; `gzpaper tune status` shows them")
+        tuner.search(study, tuning, trials)
+        print(f"{len(study.trials)} trials are in study '{name}'; `gzpaper tune status --out {out}` shows them")
         return
     best = tuner.tune(study, tuning, trials, rounds, seeds)
-    tuner.write_params(params, found.spec(best.parameters, epochs=found.full_epochs), f"study {study.study_name}, {best.name}")
+    about = f"study {name}, {tuner.tell_round(tuner.rounds_of(study)[-1])}"
+    tuner.write_params(params, found.spec(best.parameters, epochs=found.full_epochs), about)
     print(f"the best parameters are in {params}: use them with `gzpaper train --params {params}`")
 
 
-def _see_to_stale(tuner, study, out: Path, enqueue_stale: bool):
-    "Put trials left behind on a journal back into the queue, or say how."
-    left = tuner.stale(study, out)
-    if left and not enqueue_stale:
-        numbers = ", ".join(f"{t.number} of {t.user_attrs.get('worker', 'an unknown process')}" for t in left)
-        print(f"trials whose process seems to have died: {numbers}. Add --enqueue-stale to train them again")
+def _tuner():
+    "The module, which needs what not everyone has installed."
+    try:
+        from gzpaper import tune as tuner
+    except ModuleNotFoundError as error:
+        raise InputError(f"tuning needs {error.name}, which is not installed: pip install 'gzpaper[paper]'") from None
+    return tuner
+
+
+def _see_to_stale(tuner, study, tuning, enqueue_stale: bool):
+    "Put trials left behind back into the queue, or say how."
+    left = tuner.stale(study, tuning.folder)
     if enqueue_stale:
         tuner.enqueue(study, left)
+    elif left:
+        numbers = ", ".join(f"{t.number} of {t.user_attrs.get('worker', 'an unknown process')}" for t in left)
+        print(f"trials whose process seems to have died: {numbers}. Add --enqueue-stale to train them again")
 
 
 @tune_app.command("status")
 def tune_status(out: Out = Path("runs/tune"), storage: Storage = None, name: Name = None):
-    "Show how a study stands: the best so far, and its trials by state."
-    from gzpaper import tune as tuner
-
-    study = tuner.take_study(tuner.open_storage(storage or str(out / "study.db")), name)
-    table = tuner.status(study, out)
+    "Show how a study stands: its trials by state, the best first, and what its rounds have given."
+    tuner, where = _tuner(), storage or str(out / "study.db")
+    if "://" not in where and not Path(where).exists():
+        raise InputError(f"{where} is not there: name the study's folder with --out, or its storage with --storage")
+    study = tuner.take_study(tuner.open_storage(where), name)
+    table = tuner.status(study, out / study.study_name)
     print(table.to_string(index=False, na_rep="") if len(table) else "no trials yet")
-    counts = table.state.value_counts()
-    print(f"study {study.study_name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
-    for key, held in sorted(study.user_attrs.items()):
-        if key.startswith("round "):
-            print(tuner.tell_round(held))
+    print(f"study {study.study_name}: " + ", ".join(f"{n} {state}" for state, n in table.state.value_counts().items()))
+    for held in tuner.rounds_of(study):
+        print(tuner.tell_round(held))
 
 # %% ../nbs/12_cli.ipynb #4d601591
 Profile = Annotated[str, typer.Option(help="a file in paper/profiles, without .yaml")]

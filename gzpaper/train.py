@@ -41,7 +41,7 @@ __all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'CHECK_EV
            'read_header', 'load_weights', 'World', 'join', 'can_compile', 'TrainingFailed', 'Training', 'autocast',
            'predict_batches', 'fit']
 
-# %% ../nbs/06_train.ipynb #74560980
+# %% ../nbs/06_train.ipynb #9a48dd28
 def _number(name: str, value, kind: type) -> int | float:
     "A parameter's value as a whole or a real number."
     try:
@@ -84,6 +84,9 @@ class Spec:
         for name, least in {"size": 1, "epochs": 1, "batch_size": 2, "patience": 0, "seed": 0, "folds": 0, "accumulate": 1}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}: it takes {least} or more")
+        if not 0 <= self.ema < 1 or not self.clip > 0 or not self.weight_decay >= 0:
+            raise InputError(f"ema is {self.ema}, clip {self.clip}, weight_decay {self.weight_decay}: ema takes 0 to below 1, clip "
+                             "a number above 0, weight_decay 0 or more")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate is {self.learning_rate}: it takes a number above 0")
         if self.folds == 1 or not 0 <= self.fold <= self.folds:

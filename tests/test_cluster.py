@@ -106,7 +106,7 @@ def test_a_tuning_stopped_by_slurm_goes_on(start, mock_folder, tmp_path):
     job = {"DATA": mock_folder, "SPACE": "space.yaml", "OUT": "out", "TRIALS": 1, "ROUNDS": 0, "SLURM_ARRAY_JOB_ID": 7,
            "SLURM_ARRAY_TASK_ID": 2, "EXTRA": "--validation 8 --test 8"}
     first = start(root() / "cluster/tune.slurm", **job)
-    while first.poll() is None and not list(tmp_path.glob("out/trial-0/history.csv")):
+    while first.poll() is None and not list(tmp_path.glob("out/space/trial-0/*/history.csv")):
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGUSR1)
     assert first.wait(60) == 0, (tmp_path / "job.log").read_text()

@@ -40,10 +40,10 @@ from gzpaper import tune
 where, data, folder, trials, victim = sys.argv[1:]
 folder, report = Path(folder), tune._report
 
-def noted(trial, value, step):
+def noted(trial, value, step, steps):
     with open(folder / "epochs.log", "a") as log:
-        log.write(f"{tune.origin(trial)} {step} {os.getpid()}\\n")
-    report(trial, value, step)
+        log.write(f"{tune.first_number(tune._frozen(trial))} {step} {os.getpid()}\\n")
+    report(trial, value, step, steps)
     if int(victim):
         time.sleep(600)
 
@@ -51,7 +51,7 @@ tune._report, tune.POLL_S = noted, 1
 space = tune.read_space(folder / "space.yaml")
 tuning = tune.Tuning(space, tune.galaxies_of(data, folder, 8, 8), folder, progress=False)
 study = tune.open_study("many", space, tune.open_storage(where, heartbeat_s=3), tuning.digest)
-tune.search(study, tuning.objective, int(trials))
+tune.search(study, tuning, int(trials))
 """
 
 
@@ -150,7 +150,7 @@ def test_stopped_and_taken_up(space_file, mock_folder, tmp_path, cli):
     command = [sys.executable, "-c", "from gzpaper.cli import main; main()",
                *map(str, arguments(space_file, mock_folder, out, "--trials", 3, "--seeds", 1))]
     stopped = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while stopped.poll() is None and not list(out.glob("trial-*/checkpoint.pt")):
+    while stopped.poll() is None and not list(out.rglob("checkpoint.pt")):
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
     said = stopped.communicate(timeout=60)[1]
@@ -163,7 +163,7 @@ def test_stopped_and_taken_up(space_file, mock_folder, tmp_path, cli):
     best = Spec.from_dict(read_yaml(out / "params.yaml"))
     assert (best.epochs, best.size, best.batch_size) == (2, 32, 12)
     shown = cli("tune", "status", "--out", out)
-    assert "3 complete" in shown.out or "pruned" in shown.out, shown
+    assert str(study.best_value)[:7] in shown.out and "round 1: " in shown.out and shown.out.count("fail") == 0, shown
     trained = cli("train", mock_folder, "--out", tmp_path / "run", "--params", out / "params.yaml", "--epochs", 1, "--validation", 8,
                   "--test", 8, "--device", "cpu")
     assert trained.code == 0 and len((tmp_path / "run/history.csv").read_text().splitlines()) == 2, trained
@@ -174,7 +174,7 @@ def test_same_seed_same_trials(space_file, mock_folder, tmp_path):
     for name in ("a", "b"):
         tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path / name, seed=3, progress=False)
         study = tune.open_study(name, space, tune.open_storage(str(tmp_path / f"{name}.journal")), tuning.digest, seed=3)
-        tune.search(study, tuning.objective, 4, say=lambda line: None)
+        tune.search(study, tuning, 4, say=lambda line: None)
         found.append([(t.params, t.intermediate_values, t.state) for t in study.trials])
     assert found[0] == found[1]
 
@@ -184,9 +184,69 @@ def test_folds(space_file, mock_folder, tmp_path):
     space = tune.read_space(space_file)
     tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, folds=2, progress=False)
     study = tune.open_study("folds", space, tune.open_storage(str(tmp_path / "study.db")), tuning.digest, folds=2)
-    tune.search(study, tuning.objective, 1, say=lambda line: None)
+    tune.search(study, tuning, 1, say=lambda line: None)
     assert sorted(study.trials[0].intermediate_values) == [1, 2] and study.trials[0].value == study.trials[0].intermediate_values[2]
     assert study.trials[0].user_attrs["epochs"] == 6
+
+
+def test_whole_number_ends_of_a_real_parameter(tmp_path):
+    (tmp_path / "space.yaml").write_text(SPACE + "weight_decay: {low: 0, high: 1}")
+    assert isinstance(tune.read_space(tmp_path / "space.yaml").searched["weight_decay"], optuna.distributions.FloatDistribution)
+
+
+def test_two_processes_share_a_round(space_file, mock_folder, tmp_path):
+    "Each training in full is done once, and both come to the same parameters."
+    command = [sys.executable, "-c", "from gzpaper.cli import main; main()",
+               *map(str, arguments(space_file, mock_folder, tmp_path / "out", "--trials", 3, "--seeds", 1)),
+               "--storage", str(tmp_path / "s.journal")]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    finish(*[subprocess.Popen([*command, "--params", str(tmp_path / f"{i}.yaml")], stderr=subprocess.PIPE, text=True, env=one_thread)
+             for i in range(2)])
+    assert (tmp_path / "0.yaml").read_text() == (tmp_path / "1.yaml").read_text()
+    study = tune.take_study(tune.open_storage(str(tmp_path / "s.journal")))
+    held, = tune.rounds_of(study)
+    weights = list((tmp_path / "out/space").glob("round-1-*/weights.safetensors"))
+    assert len(weights) == len(held["rmse"]) and not list((tmp_path / "out/space").rglob("checkpoint.pt"))
+
+
+def test_killed_on_a_journal(space_file, mock_folder, tmp_path, cli, monkeypatch):
+    "The others say what is left behind and how to go on, instead of waiting for ever; the path may be relative."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    victim = start("out/study.journal", mock_folder, tmp_path, 1, victim=True)
+    while victim.poll() is None and not (tmp_path / "epochs.log").exists():
+        time.sleep(0.2)
+    victim.kill()
+    victim.wait()
+    space, storage = tune.read_space(space_file), tune.open_storage("out/study.journal")
+    tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, progress=False)
+    study = tune.open_study("many", space, storage, tuning.digest)
+    with pytest.raises(tune.InputError, match="trials 0 were left behind.*--enqueue-stale"):
+        tune.search(study, tuning, 1)
+    tune.enqueue(study, tune.stale(study, tmp_path))
+    tune.search(study, tuning, 1, say=lambda line: None)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert [(trial, step) for trial, step, _ in epochs_of(tmp_path)] == [(0, 1)] and study.trials[1].last_step == 3
+
+
+def test_two_studies_in_one_folder(space_file, mock_folder, tmp_path, cli):
+    "The second does not take the trainings of the first for its own."
+    run = arguments(space_file, mock_folder, tmp_path / "out", "--trials", 1, "--seeds", 1)
+    assert cli(*run).code == 0
+    space_file.write_text(SPACE.replace("hidden: 16", "hidden: 32"))
+    assert cli(*run, "--name", "second").code == 0
+    a, b = (tune.take_study(tune.open_storage(str(tmp_path / "out/study.db")), name) for name in ("space", "second"))
+    assert tune.rounds_of(a)[0]["rmse"]["default"] != tune.rounds_of(b)[0]["rmse"]["default"]
+    (tmp_path / "out/study.db").unlink()
+    cli(*run, "--name", "space").refused("other parameters", "name another folder")
+
+
+def test_a_journal_that_a_full_disk_has_cut_off(space_file, tmp_path):
+    space, path = tune.read_space(space_file), tmp_path / "study.journal"
+    tune.open_study("cut", space, tune.open_storage(str(path)))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code":4,"worker')
+    assert tune.take_study(tune.open_storage(str(path))).study_name == "cut" and path.read_bytes() == whole
 
 
 def test_the_pruner_saves_epochs_and_keeps_the_best():
@@ -202,7 +262,7 @@ def test_the_pruner_saves_epochs_and_keeps_the_best():
         return value
 
     found = {}
-    for name, pruner in (("pruned", tune.halving(27)), ("whole", optuna.pruners.NopPruner())):
+    for name, pruner in (("pruned", tune.Halving(27)), ("whole", optuna.pruners.NopPruner())):
         study = optuna.create_study(sampler=tune.NumberedSampler(0, {"rate": 5.0}), pruner=pruner)
         study.optimize(learn, n_trials=40)
         found[name] = sum(t.last_step for t in study.trials), study.best_value
@@ -212,10 +272,11 @@ def test_the_pruner_saves_epochs_and_keeps_the_best():
 
 def test_a_training_that_fails_counts_as_pruned(space_file, mock_folder, tmp_path):
     space = tune.read_space(space_file)
-    wild = tune.Space(space.fixed | {"learning_rate": 1e30, "clip": 1e30, "optimiser": "sgd"}, {"weight_decay": tune._distribution("", {"low": 0.0, "high": 0.1})}, 2)
+    searched = {"weight_decay": optuna.distributions.FloatDistribution(0.0, 0.1)}
+    wild = tune.Space(space.fixed | {"learning_rate": 1e30, "clip": 1e30, "optimiser": "sgd"}, searched, 2)
     tuning = tune.Tuning(wild, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, progress=False)
     study = tune.open_study("wild", wild, tune.open_storage(str(tmp_path / "study.db")), tuning.digest)
-    tune.search(study, tuning.objective, 2, say=lambda line: None)
+    tune.search(study, tuning, 2, say=lambda line: None)
     assert [t.state for t in study.trials] == [TrialState.PRUNED] * 2
 
 
@@ -224,7 +285,7 @@ def test_a_training_that_fails_counts_as_pruned(space_file, mock_folder, tmp_pat
     ({"model_parameters": {"wide": [1, 2]}}, "wide"),
     ({"augment": {"spin": [1, 2]}}, "augment.spin"),
     ({"augment": [1, 2]}, "augment"),
-    ({"learning_rate": {"low": 0.1, "high": 0.01}}, "learning_rate: low is 0.1 and high is 0.01"),
+    ({"learning_rate": {"low": 0.1, "high": 0.01}}, "low has to be a number below high"),
     ({"learning_rate": {"low": 0.1, "high": 0.1}}, "learning_rate"),
     ({"learning_rate": {"low": 0, "high": 0.1, "log": True}}, "logarithmic"),
     ({"learning_rate": {"low": "1e-3", "high": 0.1}}, "0.001, not 1e-3"),
@@ -237,6 +298,16 @@ def test_a_training_that_fails_counts_as_pruned(space_file, mock_folder, tmp_pat
     ({"model_parameters": {"head": ["sigmoid", "crown"]}}, "crown"),
     ({"full_epochs": 0}, "full_epochs is 0"),
     ({"epochs": {"low": 2, "high": 4}}, "epochs"),
+    ({"seed": [1, 2]}, "seed cannot be given here"),
+    ({"pretrained": "imagenet"}, "pretrained"),
+    ({"optimiser": ["adamw", "lion"]}, "lion"),
+    ({"schedule": ["one_cycle", "steps"]}, "steps"),
+    ({"weight_decay": {"low": -0.1, "high": 0.1}}, "weight_decay"),
+    ({"ema": [0.9, 1.0]}, "ema"),
+    ({"augment": {"zoom_range": {"low": 0.5, "high": 2.0}}}, "augment.zoom_range is 0.5"),
+    ({"model_parameters": {"hidden": {"low": 16.0, "high": 32.0}}}, "whole numbers"),
+    ({"learning_rate": {"low": 0.1, "high": float("inf")}}, "low has to be a number below high"),
+    ({"model": "resnet50", "model_parameters": {}, "size": [16, 64]}, "size"),
 ])
 def test_a_space_that_cannot_be_searched(change, said, mock_folder, tmp_path, cli):
     path = tmp_path / "bad.yaml"
