@@ -98,7 +98,7 @@ def score_dots(
     ax.minorticks_off()
     return ax
 
-# %% ../nbs/10_plots.ipynb #0e9ead82
+# %% ../nbs/10_plots.ipynb #d1a915e9
 def difference_dots(
     differences: pd.DataFrame,  # name, difference, low, high
     spread: float,  # of the reference's seeds
@@ -114,6 +114,7 @@ def difference_dots(
     ax.errorbar(differences.difference, y, xerr=ends, fmt="o", markersize=4, capsize=2)
     ax.set_yticks(y, differences.name)
     ax.set(xlabel=xlabel, ylim=(-0.6, len(differences) - 0.4))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     return ax
 
 # %% ../nbs/10_plots.ipynb #2e2f4d74
