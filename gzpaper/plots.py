@@ -117,7 +117,7 @@ def difference_dots(
     ax.xaxis.set_major_locator(MaxNLocator(5))
     return ax
 
-# %% ../nbs/10_plots.ipynb #2e2f4d74
+# %% ../nbs/10_plots.ipynb #cd825d11
 def learning_curves(
     curves: pd.DataFrame,  # name, x, rmse, converged: a row an epoch
     xlabel: str,
@@ -132,6 +132,8 @@ def learning_curves(
     ax.set(xlabel=xlabel, ylabel="validation RMSE, one view", xscale="log", yscale="log")
     ax.set_ylim(top=1.3 * curves.groupby("name").rmse.last().max())
     ax.yaxis.set_major_locator(FixedLocator([0.07, 0.075, 0.08, 0.085, 0.09, 0.1, 0.11, 0.12, 0.14, 0.16, 0.2, 0.3, 0.4]))
+    ax.xaxis.set_major_locator(FixedLocator([n * 10**k for k in range(-3, 4) for n in (1, 2, 5)]))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.yaxis.set_minor_locator(NullLocator())
