@@ -79,7 +79,7 @@ HEADS = {
     "tree_relu": partial(_each_question, shares=_relu_shares),
 }
 
-# %% ../nbs/05_models.ipynb #865c4343
+# %% ../nbs/05_models.ipynb #c25479aa
 class Network(nn.Module):
     "Convolutions, a fully connected tail, a head."
 
@@ -92,6 +92,9 @@ class Network(nn.Module):
     ):
         super().__init__()
         self.features, self.tail, self.head, self.rank = features, tail, HEADS[head], rank
+        if head == "tree_relu":  # so that every answer starts open
+            nn.init.normal_(tail[-1].weight, std=0.01)
+            nn.init.constant_(tail[-1].bias, 0.1)
 
     def train(self, mode: bool = True) -> Network:
         "Training or evaluation mode; features under adapters keep their batch norm statistics in both."

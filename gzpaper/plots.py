@@ -98,7 +98,7 @@ def score_dots(
     ax.minorticks_off()
     return ax
 
-# %% ../nbs/10_plots.ipynb #0e9ead82
+# %% ../nbs/10_plots.ipynb #d1a915e9
 def difference_dots(
     differences: pd.DataFrame,  # name, difference, low, high
     spread: float,  # of the reference's seeds
@@ -114,9 +114,10 @@ def difference_dots(
     ax.errorbar(differences.difference, y, xerr=ends, fmt="o", markersize=4, capsize=2)
     ax.set_yticks(y, differences.name)
     ax.set(xlabel=xlabel, ylim=(-0.6, len(differences) - 0.4))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     return ax
 
-# %% ../nbs/10_plots.ipynb #2e2f4d74
+# %% ../nbs/10_plots.ipynb #cd825d11
 def learning_curves(
     curves: pd.DataFrame,  # name, x, rmse, converged: a row an epoch
     xlabel: str,
@@ -131,6 +132,8 @@ def learning_curves(
     ax.set(xlabel=xlabel, ylabel="validation RMSE, one view", xscale="log", yscale="log")
     ax.set_ylim(top=1.3 * curves.groupby("name").rmse.last().max())
     ax.yaxis.set_major_locator(FixedLocator([0.07, 0.075, 0.08, 0.085, 0.09, 0.1, 0.11, 0.12, 0.14, 0.16, 0.2, 0.3, 0.4]))
+    ax.xaxis.set_major_locator(FixedLocator([n * 10**k for k in range(-3, 4) for n in (1, 2, 5)]))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.yaxis.set_minor_locator(NullLocator())

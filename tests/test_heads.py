@@ -72,7 +72,7 @@ def test_any_logits(head, kind, dtype):
     "Logits of any precision; those in half precision go to the head in float32."
     torch.manual_seed(0)
     tail = nn.Identity()
-    tail.weight = torch.zeros(1, dtype=DTYPES[dtype])
+    tail.weight = tail.bias = torch.zeros(1, dtype=DTYPES[dtype])  # of the precision that a network asks its tail for
     logits = LOGITS[kind]().to(DTYPES[dtype]).requires_grad_()
     labels = Network(nn.Identity(), nn.Sequential(tail), head)(logits)
     assert labels.dtype == (torch.float64 if dtype == "float64" else torch.float32)
