@@ -36,7 +36,7 @@ publish: .venv/.installed  ## copy what a profile has made to figures/ and paper
 test: .venv/.installed  ## the notebooks, the exported code, the chain on a small scale
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 readme: $(INSTALLED)  ## make README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --execute --no-input --stdout nbs/index.ipynb > $(README).partial

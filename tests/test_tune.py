@@ -280,6 +280,12 @@ def test_a_training_that_fails_counts_as_pruned(space_file, mock_folder, tmp_pat
     assert [t.state for t in study.trials] == [TrialState.PRUNED] * 2
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "paper/search").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_committed_space_can_be_searched(path):
+    space = tune.read_space(path)
+    assert space.spec(tune.defaults(space)).epochs == space.fixed["epochs"] <= space.full_epochs
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"lernrate": [1, 2]}, "lernrate"),
     ({"model_parameters": {"wide": [1, 2]}}, "wide"),
