@@ -37,7 +37,7 @@ __all__ = ['CROP', 'CHALLENGE_IMAGES', 'COMPETITION', 'FILES', 'atomic', 'exclus
            'read_table', 'read_labels', 'split', 'folds', 'dieleman_split', 'KaggleFolder', 'Galaxies', 'label_digests',
            'load_galaxies', 'sample_table', 'write_sample', 'check_folder', 'download']
 
-# %% ../nbs/01_data.ipynb #97deb007
+# %% ../nbs/01_data.ipynb #465528f6
 @contextmanager
 def atomic(
     path: str | Path,  # the file or folder to write
@@ -78,7 +78,7 @@ def exclusive(
     except Timeout:
         raise
     except (OSError, NotImplementedError) as error:
-        raise InputError(f"{path} cannot be locked: {getattr(error, 'strerror', None) or error}. Name another place") from error
+        raise InputError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): name another place") from error
     try:
         yield
     finally:

@@ -328,7 +328,7 @@ def test_other_bad_input(space_file, mock_folder, tmp_path, cli):
     cli(*arguments(tmp_path / "none.yaml", mock_folder, tmp_path / "out")).refused("none.yaml", "cannot be read")
     cli(*run, "--storage", "study.txt").refused("study.txt", ".db or .journal")
     cli(*run, "--params", "best.txt").refused("best.txt", ".yaml")
-    cli("tune", "status", "--out", tmp_path / "out").refused("there is no study")
+    cli("tune", "status", "--out", tmp_path / "out").refused("study.db is not there", "--out")
 
 
 def test_a_server_that_cannot_be_reached(space_file, mock_folder, tmp_path, cli):
