@@ -37,8 +37,8 @@ from .tree import COLUMNS, InputError
 __all__ = ['RUN_FILES', 'NEUTRAL', 'TRAINING_MODULES', 'STAMP', 'FRESH_SEED', 'REPORT_SOURCES', 'SHOWN', 'root', 'runs_folder',
            'read_chain', 'notebook_path', 'notebook_digest', 'declared', 'read_profile', 'code_digest', 'mock_folder',
            'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain', 'run', 'versions', 'device_name', 'git_commit',
-           'Section', 'imported_modules', 'notebook_key', 'execute', 'Step', 'plan', 'reproduce', 'report', 'publish',
-           'published_profile', 'changed_runs', 'check']
+           'Section', 'imported_modules', 'notebook_key', 'execute', 'Step', 'plan', 'reproduce', 'stage_report',
+           'report', 'publish', 'published_profile', 'changed_runs', 'check']
 
 # %% ../nbs/11_chain.ipynb #10672629
 def root() -> Path:
@@ -608,7 +608,7 @@ def _announce(parameters: dict, steps: list[Step], due: list[Step], train: bool,
         training = f", and {minutes['train']} to train what has not been trained yet" if train else ""
         say(f"all notebooks take about {minutes['draw']} minutes on two cores{training}")
 
-# %% ../nbs/11_chain.ipynb #316d3691
+# %% ../nbs/11_chain.ipynb #b813b761
 REPORT_SOURCES = ("report.typ", "style.typ", "references.bib", "quoted.yaml", "chain.yaml")
 SHOWN = ("figures", "tables", "numbers")
 
@@ -628,18 +628,24 @@ def _to_report(profile: str) -> tuple[dict[str, Path], list[str]]:
     raise InputError(f"profile {profile} has made nothing to report: run `gzpaper reproduce --profile {profile}` first")
 
 
-def _stage(folders: dict[str, Path], out: Path, stage: Path):
-    "Bring together what the report is compiled from: its sources, a profile's results, and what each notebook's runs say of themselves."
+def stage_report(
+    profile: str,
+    stage: Path,  # an empty folder
+) -> dict[str, str]:  # what typst is told: the profile and the sections
+    "Bring together what a report is compiled from: its sources, a profile's results, and what each notebook's runs say of themselves."
+    folders, sections = _to_report(profile)
     for name in REPORT_SOURCES:
         shutil.copy(root() / "paper" / name, stage)
     for kind, folder in folders.items():
         shutil.copytree(folder, stage / kind)
     runs: dict[str, dict] = {}
     for note in [json.loads(n.read_text()) for kind in ("figures", "tables") for n in sorted((stage / kind).glob("*.json"))]:
-        runs.setdefault(note["notebook"], {}).update({key: Run(key, _run_folder(out, key)).about for key in note["runs"]})
+        found = {key: Run(key, _run_folder(runs_folder(profile), key)).about for key in note["runs"]}
+        runs.setdefault(note["notebook"], {}).update(found)
     (stage / "runs.json").write_text(json.dumps(runs))
+    return {"profile": profile, "sections": " ".join(sections)}
 
-# %% ../nbs/11_chain.ipynb #2645301c
+# %% ../nbs/11_chain.ipynb #bf9c9c4b
 def _typst():
     "The compiler, which not everyone has installed."
     try:
@@ -666,13 +672,12 @@ def report(
     profile: str,  # its own results, or the published ones where it has none here
 ) -> Path:  # runs/PROFILE/report.pdf
     "Make the report of a profile as a PDF. Raises `InputError` for a number that no notebook wrote, or where typst is missing."
-    out, (folders, sections) = runs_folder(profile), _to_report(profile)
-    with TemporaryDirectory() as stage:
-        _stage(folders, out, Path(stage).resolve())
-        pdf = _compile(Path(stage).resolve(), {"profile": profile, "sections": " ".join(sections)})
-    with atomic(out / "report.pdf") as partial:
+    with TemporaryDirectory() as folder:
+        stage = Path(folder).resolve()
+        pdf = _compile(stage, stage_report(profile, stage))
+    with atomic(runs_folder(profile) / "report.pdf") as partial:
         partial.write_bytes(pdf)
-    return out / "report.pdf"
+    return runs_folder(profile) / "report.pdf"
 
 # %% ../nbs/11_chain.ipynb #0d910f51
 def _clean_notebook(source: Path, target: Path):

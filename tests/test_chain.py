@@ -57,6 +57,7 @@ def test_everything_is_made_and_stamped(smoke):
         assert (pd.read_csv(table.with_suffix(".csv")).galaxies == chain.STAMP).all()
         assert chain.STAMP in table.with_suffix(".tex").read_text()
     assert [p.stem for p in sorted(out.glob("numbers/*.json"))] == NAMES
+    assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
     assert list(out.rglob(".*partial*")) == []
 
 
@@ -140,6 +141,7 @@ def test_publish_and_check(smoke):
     assert not KaggleFolder(folder).is_mock
     chain.reproduce("smoke", folder)
     chain.publish("smoke", folder)
+    assert (smoke / "paper/report.pdf").read_bytes() == (smoke / "runs/smoke/report.pdf").read_bytes()
     assert chain.check("smoke", folder) == []
     assert len(pd.read_csv(smoke / "data/sample.csv")) == 300
     assert (smoke / "paper/studies/small.journal").stat().st_size < 2**20
@@ -151,7 +153,9 @@ def test_publish_and_check(smoke):
     assert chain.check("smoke", folder) == ["tables/03_scores.csv differs"]
     run = next((smoke / "paper/runs").iterdir())
     run.rename(run.with_name("0" * 16))
-    assert chain.check("smoke", smoke / "nowhere") == [f"runs/{'0' * 16} is not the run that its spec.json describes"]
+    broken, unreported = chain.check("smoke", smoke / "nowhere")
+    assert broken == f"runs/{'0' * 16} is not the run that its spec.json describes"
+    assert run.name in unreported, "the report quotes what each run was trained on"
 
 
 @pytest.mark.parametrize("name", NAMES)
