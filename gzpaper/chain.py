@@ -608,7 +608,7 @@ def _announce(parameters: dict, steps: list[Step], due: list[Step], train: bool,
         training = f", and {minutes['train']} to train what has not been trained yet" if train else ""
         say(f"all notebooks take about {minutes['draw']} minutes on two cores{training}")
 
-# %% ../nbs/11_chain.ipynb #b813b761
+# %% ../nbs/11_chain.ipynb #10d1fb4c
 REPORT_SOURCES = ("report.typ", "style.typ", "references.bib", "quoted.yaml", "chain.yaml")
 SHOWN = ("figures", "tables", "numbers")
 
@@ -624,7 +624,8 @@ def _to_report(profile: str) -> tuple[dict[str, Path], list[str]]:
     if (out / "numbers").is_dir():
         return {kind: out / kind for kind in SHOWN}, names
     if profile == published_profile():
-        return {kind: _published(kind) for kind in SHOWN}, [n for n in names if (_published("notebooks") / f"{n}.ipynb").exists()]
+        names = [name for name in names if (_published("notebooks") / f"{name}.ipynb").exists()]
+        return {kind: _published(kind) for kind in SHOWN}, names
     raise InputError(f"profile {profile} has made nothing to report: run `gzpaper reproduce --profile {profile}` first")
 
 
@@ -645,7 +646,7 @@ def stage_report(
     (stage / "runs.json").write_text(json.dumps(runs))
     return {"profile": profile, "sections": " ".join(sections)}
 
-# %% ../nbs/11_chain.ipynb #bf9c9c4b
+# %% ../nbs/11_chain.ipynb #40da6f64
 def _typst():
     "The compiler, which not everyone has installed."
     try:
@@ -664,7 +665,8 @@ def _compile(stage: Path, inputs: dict[str, str]) -> bytes:  # a PDF
         said = error.message.removeprefix("panicked with: ").replace(f"{stage}{os.sep}", "")
         place = re.search(r"[\w.]+\.typ:\d+", error.diagnostic)
         wanting = error.message.startswith(("panicked", "file not found"))
-        remedy = f"run `gzpaper reproduce --profile {inputs['profile']}`" if wanting else f"correct {place[0] if place else 'paper/report.typ'}"
+        correct = f"correct {place[0] if place else 'paper/report.typ'}"
+        remedy = f"run `gzpaper reproduce --profile {inputs['profile']}`" if wanting else correct
         raise InputError(f"the report cannot be made: {said}: {remedy}") from None
 
 

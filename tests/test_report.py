@@ -59,7 +59,9 @@ def test_no_measured_number_is_typed():
     assert TYPED.findall(prose(SOURCE)) == []
 
 
-@pytest.mark.parametrize("typed", ["an RMSE of 0.0882", "61,578 galaxies", "on 5500", "after 30 epochs", "$sigma = 0.04$", "saved 41% of", "3 seeds"])
+@pytest.mark.parametrize("typed", [
+    "an RMSE of 0.0882", "61,578 galaxies", "on 5500", "after 30 epochs", "$sigma = 0.04$", "saved 41% of", "3 seeds",
+])
 def test_a_typed_number_is_found(typed):
     assert TYPED.search(prose(f"{SOURCE}\nVGG7 and ResNet-50 have {typed} here."))
 
@@ -86,7 +88,7 @@ def test_every_reference_is_cited():
 
 
 def test_every_figure_and_table_is_spoken_of():
-    shown = {f"{kind}:{name}" for kind, name in re.findall(r'#(fig|tab)\("(\w+)"', SOURCE)}
+    shown = {f"{kind}:{name}" for kind, name in re.findall(r'\b(fig|tab)\("(\w+)"', SOURCE)}
     shown |= {f"{kind}:{name}" for kind, name in re.findall(r'#shown\("(fig|tab)", "(\w+)"', SOURCE)}
     assert shown == set(re.findall(r"@((?:fig|tab):\w+)", SOURCE))
 
