@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OPTIONS = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
-.PHONY: help install reproduce figures publish test readme lab
+.PHONY: help install reproduce figures report publish test readme lab
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -22,21 +22,26 @@ help:  ## this list
 
 install: .venv/.installed  ## create .venv with all that is needed
 
-reproduce: .venv/.installed  ## every figure, table and number: PROFILE=demo (mock galaxies), or PROFILE=sample DATA=path
+reproduce: .venv/.installed  ## every figure, table and number, and the report: PROFILE=demo (mock galaxies), or PROFILE=sample DATA=path
 	$(BIN)/gzpaper reproduce $(OPTIONS)
 
 figures: PROFILE = sample
 figures: .venv/.installed  ## draw the published figures again from the committed runs: DATA=path
 	$(BIN)/gzpaper figures $(OPTIONS)
 
+report: PROFILE = sample
+report: .venv/.installed  ## the PDF from figures, tables and numbers that are there: the profile's own, or the published ones
+	$(BIN)/gzpaper report --profile $(PROFILE)
+
 publish: PROFILE = sample
 publish: .venv/.installed  ## copy what a profile has made to figures/ and paper/
 	$(BIN)/gzpaper publish $(OPTIONS)
 
-test: .venv/.installed  ## the notebooks, the exported code, the chain on a small scale
+test: .venv/.installed  ## the notebooks, the exported code, the chain on a small scale, and what is published
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/gzpaper reproduce --check $(if $(GZPAPER_DATA),--data "$(GZPAPER_DATA)")
 
 readme: $(INSTALLED)  ## make README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --execute --no-input --stdout nbs/index.ipynb > $(README).partial

@@ -34,11 +34,11 @@ from .train import RECIPE, Spec, fit, pick_device, read_header, split_rows
 from .tree import COLUMNS, InputError
 
 # %% auto #0
-__all__ = ['RUN_FILES', 'NEUTRAL', 'TRAINING_MODULES', 'STAMP', 'FRESH_SEED', 'root', 'runs_folder', 'read_chain',
-           'notebook_path', 'notebook_digest', 'declared', 'read_profile', 'code_digest', 'mock_folder', 'data_folder',
-           'Run', 'run_key', 'Pretraining', 'pretrain', 'run', 'versions', 'device_name', 'git_commit', 'Section',
-           'imported_modules', 'notebook_key', 'execute', 'Step', 'plan', 'reproduce', 'publish', 'published_profile',
-           'changed_runs', 'check']
+__all__ = ['RUN_FILES', 'NEUTRAL', 'TRAINING_MODULES', 'STAMP', 'FRESH_SEED', 'REPORT_SOURCES', 'SHOWN', 'root', 'runs_folder',
+           'read_chain', 'notebook_path', 'notebook_digest', 'declared', 'read_profile', 'code_digest', 'mock_folder',
+           'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain', 'run', 'versions', 'device_name', 'git_commit',
+           'Section', 'imported_modules', 'notebook_key', 'execute', 'Step', 'plan', 'reproduce', 'stage_report',
+           'report', 'publish', 'published_profile', 'changed_runs', 'check']
 
 # %% ../nbs/11_chain.ipynb #10672629
 def root() -> Path:
@@ -515,7 +515,7 @@ def execute(
     os.replace(working, folder / f"{name}.ipynb")
     failed.unlink(missing_ok=True)
 
-# %% ../nbs/11_chain.ipynb #3ff203b5
+# %% ../nbs/11_chain.ipynb #85a7d9c2
 @dataclass(frozen=True)
 class Step:
     "A notebook of the chain, and whether it has to be executed."
@@ -580,6 +580,8 @@ def reproduce(
             files = _outputs(out, step.name) + _runs_used(out, step.name)
             partial.write_text(json.dumps({"key": step.key, "outputs": [str(f.relative_to(out)) for f in files]}))
     say(f"{len(due)} of {len(steps)} notebooks executed. Figures, tables and numbers are in {out}")
+    if not only:  # the others may not be there yet
+        say(f"the report is {report(profile)}")
     return [s.name for s in due]
 
 
@@ -606,7 +608,80 @@ def _announce(parameters: dict, steps: list[Step], due: list[Step], train: bool,
         training = f", and {minutes['train']} to train what has not been trained yet" if train else ""
         say(f"all notebooks take about {minutes['draw']} minutes on two cores{training}")
 
-# %% ../nbs/11_chain.ipynb #a16c9de0
+# %% ../nbs/11_chain.ipynb #10d1fb4c
+REPORT_SOURCES = ("report.typ", "style.typ", "references.bib", "quoted.yaml", "chain.yaml")
+SHOWN = ("figures", "tables", "numbers")
+
+
+def _published(kind: str) -> Path:
+    "Where figures, tables, numbers or notebooks are published."
+    return root() / ("figures" if kind == "figures" else f"paper/{kind}")
+
+
+def _to_report(profile: str) -> tuple[dict[str, Path], list[str]]:
+    "The folders that a profile's report shows, and the notebooks that wrote them: its own, or the published ones."
+    out, names = runs_folder(profile), read_chain()["notebooks"]
+    if (out / "numbers").is_dir():
+        return {kind: out / kind for kind in SHOWN}, names
+    if profile == published_profile():
+        names = [name for name in names if (_published("notebooks") / f"{name}.ipynb").exists()]
+        return {kind: _published(kind) for kind in SHOWN}, names
+    raise InputError(f"profile {profile} has made nothing to report: run `gzpaper reproduce --profile {profile}` first")
+
+
+def stage_report(
+    profile: str,
+    stage: Path,  # an empty folder
+) -> dict[str, str]:  # what typst is told: the profile and the sections
+    "Bring together what a report is compiled from: its sources, a profile's results, and what each notebook's runs say of themselves."
+    folders, sections = _to_report(profile)
+    for name in REPORT_SOURCES:
+        shutil.copy(root() / "paper" / name, stage)
+    for kind, folder in folders.items():
+        shutil.copytree(folder, stage / kind)
+    runs: dict[str, dict] = {}
+    for note in [json.loads(n.read_text()) for kind in ("figures", "tables") for n in sorted((stage / kind).glob("*.json"))]:
+        found = {key: Run(key, _run_folder(runs_folder(profile), key)).about for key in note["runs"]}
+        runs.setdefault(note["notebook"], {}).update(found)
+    (stage / "runs.json").write_text(json.dumps(runs))
+    return {"profile": profile, "sections": " ".join(sections)}
+
+# %% ../nbs/11_chain.ipynb #40da6f64
+def _typst():
+    "The compiler, which not everyone has installed."
+    try:
+        import typst
+    except ModuleNotFoundError:
+        raise InputError("the report is made with typst, which is not installed: pip install 'gzpaper[paper]'") from None
+    return typst
+
+
+def _compile(stage: Path, inputs: dict[str, str]) -> bytes:  # a PDF
+    "Compile the report. Raises `InputError` with what it wants and where, if that is not there."
+    typst = _typst()
+    try:
+        return typst.compile(str(stage / "report.typ"), root=str(stage), ignore_system_fonts=True, sys_inputs=inputs)
+    except typst.TypstError as error:
+        said = error.message.removeprefix("panicked with: ").replace(f"{stage}{os.sep}", "")
+        place = re.search(r"[\w.]+\.typ:\d+", error.diagnostic)
+        wanting = error.message.startswith(("panicked", "file not found"))
+        correct = f"correct {place[0] if place else 'paper/report.typ'}"
+        remedy = f"run `gzpaper reproduce --profile {inputs['profile']}`" if wanting else correct
+        raise InputError(f"the report cannot be made: {said}: {remedy}") from None
+
+
+def report(
+    profile: str,  # its own results, or the published ones where it has none here
+) -> Path:  # runs/PROFILE/report.pdf
+    "Make the report of a profile as a PDF. Raises `InputError` for a number that no notebook wrote, or where typst is missing."
+    with TemporaryDirectory() as folder:
+        stage = Path(folder).resolve()
+        pdf = _compile(stage, stage_report(profile, stage))
+    with atomic(runs_folder(profile) / "report.pdf") as partial:
+        partial.write_bytes(pdf)
+    return runs_folder(profile) / "report.pdf"
+
+# %% ../nbs/11_chain.ipynb #0d910f51
 def _clean_notebook(source: Path, target: Path):
     "Copy an executed notebook without progress bars, machine-dependent metadata and the data's place."
     notebook = json.loads(source.read_text())
@@ -623,7 +698,7 @@ def _clean_notebook(source: Path, target: Path):
 def publish(
     profile: str,
     data: str | Path | None = None,  # a folder in Kaggle's layout to use in place of the profile's
-) -> list[Path]:  # the folders that were written
+) -> list[Path]:  # the folders that were written, and the report
     "Copy what a profile has made to the committed folders. Raises `InputError` for mock galaxies, or if something is not up to date."
     out, stale = runs_folder(profile), [s.name for s in plan(read_profile(profile, data)) if not s.fresh]
     if stale:
@@ -633,7 +708,7 @@ def publish(
         raise InputError(f"profile {profile} shows mock galaxies, which are not published: use one with real galaxies")
     runs = {key: _run_folder(out, key) for note in notes for key in note["runs"]}
     files = [f for name in read_chain()["notebooks"] for f in _outputs(out, name)]
-    targets = {"figures": root() / "figures", **{kind: root() / f"paper/{kind}" for kind in ("tables", "numbers", "notebooks")}}
+    targets, pdf = {kind: _published(kind) for kind in (*SHOWN, "notebooks")}, report(profile)
     for kind, target in targets.items():
         with atomic(target) as partial:
             partial.mkdir()
@@ -646,9 +721,10 @@ def publish(
             for file in RUN_FILES:
                 shutil.copy(folder / file, partial / key / file)
     _publish_studies(profile, {name: path for note in notes for name, path in note["studies"].items()})
-    with atomic(root() / "data/sample.csv") as partial:
-        shutil.copy(out / "sample.csv", partial)
-    return [*targets.values(), root() / "paper/runs"]
+    for source, target in ((out / "sample.csv", root() / "data/sample.csv"), (pdf, root() / "paper/report.pdf")):
+        with atomic(target) as partial:
+            shutil.copy(source, partial)
+    return [*targets.values(), root() / "paper/runs", root() / "paper/report.pdf"]
 
 
 def _publish_studies(profile: str, studies: dict[str, str]):
@@ -673,7 +749,7 @@ def _run_folder(out: Path, key: str) -> Path:
             return folder
     raise InputError(f"run {key} is no longer there: `gzpaper reproduce --profile {out.name} --force` makes it again")
 
-# %% ../nbs/11_chain.ipynb #f8d065f5
+# %% ../nbs/11_chain.ipynb #611dd960
 def published_profile() -> str:
     "The profile that is published. Raises `InputError` if nothing is."
     for numbers in sorted((root() / "paper/numbers").glob("*.json")):
@@ -727,13 +803,22 @@ def check(
     parameters = read_profile(profile, data)
     if changed := changed_runs():
         say(f"note: the training code has changed since {len(changed)} of the committed runs: {', '.join(changed)}")
-    if parameters["data"] and not (root() / parameters["data"]).is_dir():
-        say(f"not checked, as {parameters['data']} is not there: {', '.join(read_chain()['notebooks'])}")
-        return _broken_runs()
     with TemporaryDirectory() as again, _environment(GZPAPER_RUNS=again):
+        if parameters["data"] and not (root() / parameters["data"]).is_dir():
+            say(f"not drawn again, as {parameters['data']} is not there: {', '.join(read_chain()['notebooks'])}")
+            return _broken_runs() + _missing_in_report(profile)
         reproduce(profile, data, train=False, say=say)
         out = Path(again) / profile
         return _broken_runs() + [d for kind in ("tables", "numbers") for d in _differences(root() / f"paper/{kind}", out / kind)]
+
+
+def _missing_in_report(profile: str) -> list[str]:
+    "Why the report cannot be made of what is published, if so."
+    try:
+        report(profile)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def _broken_runs() -> list[str]:

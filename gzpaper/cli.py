@@ -17,7 +17,7 @@ from .tree import InputError
 __all__ = ['app', 'data_app', 'tune_app', 'Size', 'Field', 'Epochs', 'BatchSize', 'LearningRate', 'Precision', 'Device',
            'Compile', 'SPEC_OPTIONS', 'Out', 'Storage', 'Name', 'Profile', 'Data', 'STOPPED', 'data_check', 'data_mock',
            'data_sample', 'data_get', 'train', 'pretrain', 'predict', 'evaluate', 'tune', 'tune_status', 'reproduce',
-           'figures', 'publish', 'main']
+           'figures', 'report', 'publish', 'main']
 
 # %% ../nbs/12_cli.ipynb #0999c94f
 app = typer.Typer(help="Galaxy morphology from images: a reproducible paper on Galaxy Zoo.", no_args_is_help=True,
@@ -310,7 +310,7 @@ def tune_status(out: Out = Path("runs/tune"), storage: Storage = None, name: Nam
     for held in tuner.rounds_of(study):
         print(tuner.tell_round(held))
 
-# %% ../nbs/12_cli.ipynb #4d601591
+# %% ../nbs/12_cli.ipynb #a34e84a6
 Profile = Annotated[str, typer.Option(help="a file in paper/profiles, without .yaml")]
 Data = Annotated[Optional[Path], typer.Option(help="a folder in Kaggle's layout, in place of the profile's")]  # noqa: UP045
 
@@ -324,7 +324,7 @@ def reproduce(
     check: Annotated[bool, typer.Option("--check", help="draw again what is published, and compare")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="with --check: fail on runs whose training code has changed")] = False,
 ):
-    "Make every figure, table and number of the paper."
+    "Make every figure, table and number of the paper, and the report."
     from gzpaper import chain
 
     if not check:
@@ -349,12 +349,20 @@ def figures(profile: Profile = "sample", data: Data = None):
 
 
 @app.command()
+def report(profile: Profile = "sample"):
+    "Make the PDF from figures, tables and numbers that are there already: the profile's own, or the published ones."
+    from gzpaper import chain
+
+    print(f"the report is {chain.report(profile)}")
+
+
+@app.command()
 def publish(profile: Profile = "sample", data: Data = None):
     "Copy what a profile has made to the committed folders."
     from gzpaper import chain
 
-    for folder in chain.publish(profile, data):
-        print(f"written: {folder}")
+    for written in chain.publish(profile, data):
+        print(f"written: {written}")
 
 # %% ../nbs/12_cli.ipynb #c5d54ba8
 STOPPED = 130  # the exit status that typer gives to Ctrl-C

@@ -63,6 +63,7 @@ def test_everything_is_made_and_stamped(smoke):
         assert (pd.read_csv(table.with_suffix(".csv")).galaxies == chain.STAMP).all()
         assert chain.STAMP in table.with_suffix(".tex").read_text()
     assert [p.stem for p in sorted(out.glob("numbers/*.json"))] == NAMES
+    assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
     assert list(out.rglob(".*partial*")) == []
 
 
@@ -139,16 +140,15 @@ def test_publish_refuses_mock_galaxies(smoke):
     assert not (smoke / "figures").exists()
 
 
-def test_publish_and_check(smoke, monkeypatch):
+def test_publish_and_check(smoke):
     """The mock galaxies, without the truth that marks them as such, go all the way to a check of what was published."""
     folder = smoke / "data/unmarked"
     shutil.copytree(smoke / "runs/smoke/mock", folder)
     (folder / "truth.csv").unlink()
     assert not KaggleFolder(folder).is_mock
-    shorten(monkeypatch, ["03_vgg7", "07_tuning"])
-    monkeypatch.setenv("GZPAPER_RUNS", "runs/unmarked")
     chain.reproduce("smoke", folder)
     chain.publish("smoke", folder)
+    assert (smoke / "paper/report.pdf").read_bytes() == (smoke / "runs/smoke/report.pdf").read_bytes()
     assert chain.check("smoke", folder) == []
     assert len(pd.read_csv(smoke / "data/sample.csv")) == 300
     assert (smoke / "paper/studies/small.journal").stat().st_size < 2**20
@@ -157,10 +157,12 @@ def test_publish_and_check(smoke, monkeypatch):
     edit(smoke / "gzpaper/train.py", "RECIPE = 1", "RECIPE  = 1")
     assert len(chain.changed_runs()) == len(list((smoke / "paper/runs").iterdir()))
     edit(next(smoke.glob("paper/tables/03_scores.csv")), "VGG7,0.", "VGG7,0.1")
-    assert chain.check("smoke", folder) == ["tables/03_scores.csv differs"]
+    assert chain._differences(smoke / "paper/tables", smoke / "runs/smoke/tables") == ["tables/03_scores.csv differs"]
     run = next((smoke / "paper/runs").iterdir())
     run.rename(run.with_name("0" * 16))
-    assert chain.check("smoke", smoke / "nowhere") == [f"runs/{'0' * 16} is not the run that its spec.json describes"]
+    broken, unreported = chain.check("smoke", smoke / "nowhere")
+    assert broken == f"runs/{'0' * 16} is not the run that its spec.json describes"
+    assert run.name in unreported, "the report quotes what each run was trained on"
 
 
 @pytest.mark.parametrize("name", NAMES)
