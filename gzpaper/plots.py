@@ -307,14 +307,14 @@ def accuracy_dots(
     ax.legend(loc="lower center", bbox_to_anchor=(0.15, 1.0), ncols=2, columnspacing=1, handletextpad=0.3)
     return ax
 
-# %% ../nbs/10_plots.ipynb #177cbaaa
+# %% ../nbs/10_plots.ipynb #25c2c30a
 def confusion_grid(
     matrix: np.ndarray,  # int [answers, answers]: rows the volunteers' leading answer, columns the network's
     answers: list[str],
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    "A confusion matrix in percent of its rows; an empty row has no galaxy."
+    "A confusion matrix in percent of its rows; how many galaxies a row has stands beside it."
     ax = _axes(ax, 1.8, 1.8)
     rows = matrix.sum(1, keepdims=True)
     shares = np.divide(100.0 * matrix, rows, out=np.full(matrix.shape, np.nan), where=rows > 0)
@@ -324,7 +324,7 @@ def confusion_grid(
             ax.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=6, color="white" if share > 60 else "black")
     names = [answer.replace("features or disk", "features").replace("star or artifact", "star") for answer in answers]
     ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=5.5)
-    ax.set_yticks(range(len(names)), names, fontsize=5.5)
+    ax.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, rows[:, 0])], fontsize=5.5)
     ax.set_title(title, fontsize=7)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -378,7 +378,7 @@ def attention_maps(
         above.set_title(caption, fontsize=6.5)
     return axes[0, 0]
 
-# %% ../nbs/10_plots.ipynb #386fe671
+# %% ../nbs/10_plots.ipynb #2ae8e802
 def path_panel(
     image: np.ndarray,  # [H, W, 3] uint8
     path: pd.DataFrame,  # question, volunteers, network, agree: a row a question, in their order
@@ -389,12 +389,12 @@ def path_panel(
     ax = _axes(ax, 3.5, 1.25)
     height = 1.22  # of the panel, in widths of the image
     ax.imshow(image, extent=(0, 1, height - 1.05, height - 0.05))
-    ax.set(xlim=(0, 3.55), ylim=(0, height), aspect="equal")
+    ax.set(xlim=(0, 3.65), ylim=(0, height), aspect="equal")
     ax.text(0.5, 0.02, title, fontsize=6, ha="center")
     lines = [("", "volunteers", "network", True), *path[["question", "volunteers", "network", "agree"]].itertuples(index=False)]
     for i, (question, volunteers, network, agree) in enumerate(lines):
-        style = {"fontsize": 5.5, "va": "top", "color": "black" if agree else RED, "weight": "bold" if i == 0 else "normal"}
-        for x, text in ((1.07, question), (1.75, volunteers), (2.68, network)):
+        style = {"fontsize": 5.2, "va": "top", "color": "black" if agree else RED, "weight": "bold" if i == 0 else "normal"}
+        for x, text in ((1.06, question), (1.82, volunteers), (2.73, network)):
             ax.text(x, height - 0.05 - 0.115 * i, text, **style)
     ax.axis("off")
     return ax
