@@ -284,7 +284,7 @@ def predicted_against_true(
     ax.set(xlabel="volunteers", ylabel="network", title=title, xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     return ax
 
-# %% ../nbs/10_plots.ipynb #beaf9b43
+# %% ../nbs/10_plots.ipynb #d020540a
 def _titled(question: int, name: str) -> str:
     return f"{question} {name.replace('_', ' ')}"
 
@@ -303,7 +303,7 @@ def accuracy_dots(
     ax.errorbar(questions.accuracy, y, xerr=ends, fmt="o", color=BLUE, markersize=4, capsize=2, label="network")
     ax.plot(questions.confident_accuracy, y, "o", color=BLUE, markersize=4, markerfacecolor="white", label="network, where confident")
     ax.set_yticks(y, [f"{_titled(r.question, r.name)} (n = {r.n})" for r in questions.itertuples()])
-    ax.set(xlabel="accuracy of the leading answer", xlim=(min(0.3, questions.majority.min() - 0.03), 1.02))
+    ax.set(xlabel="accuracy of the leading answer", xlim=(max(0, questions[["low", "majority"]].min(axis=None) - 0.03), 1.02))
     ax.legend(loc="lower center", bbox_to_anchor=(0.15, 1.0), ncols=2, columnspacing=1, handletextpad=0.3)
     return ax
 
@@ -378,7 +378,7 @@ def attention_maps(
         above.set_title(caption, fontsize=6.5)
     return axes[0, 0]
 
-# %% ../nbs/10_plots.ipynb #2ae8e802
+# %% ../nbs/10_plots.ipynb #b013869c
 def path_panel(
     image: np.ndarray,  # [H, W, 3] uint8
     path: pd.DataFrame,  # question, volunteers, network, agree: a row a question, in their order
@@ -389,12 +389,13 @@ def path_panel(
     ax = _axes(ax, 3.5, 1.25)
     height = 1.22  # of the panel, in widths of the image
     ax.imshow(image, extent=(0, 1, height - 1.05, height - 0.05))
-    ax.set(xlim=(0, 3.65), ylim=(0, height), aspect="equal")
+    ax.set(xlim=(0, 3.95), ylim=(0, height), aspect="equal")
     ax.text(0.5, 0.02, title, fontsize=6, ha="center")
     lines = [("", "volunteers", "network", True), *path[["question", "volunteers", "network", "agree"]].itertuples(index=False)]
+    step = min(0.115, 1.15 / len(lines))
     for i, (question, volunteers, network, agree) in enumerate(lines):
-        style = {"fontsize": 5.2, "va": "top", "color": "black" if agree else RED, "weight": "bold" if i == 0 else "normal"}
-        for x, text in ((1.06, question), (1.82, volunteers), (2.73, network)):
-            ax.text(x, height - 0.05 - 0.115 * i, text, **style)
+        style = {"fontsize": 5.5, "va": "top", "color": "black" if agree else RED, "weight": "bold" if i == 0 else "normal"}
+        for x, text in ((1.05, question), (1.93, volunteers), (2.95, network)):
+            ax.text(x, height - 0.05 - step * i, text, **style)
     ax.axis("off")
     return ax
