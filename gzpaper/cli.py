@@ -76,7 +76,7 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #fb8a9000
+# %% ../nbs/12_cli.ipynb #6db164f9
 Size = Annotated[int, typer.Option(help="px of its input")]
 Field = Annotated[float, typer.Option(help="px of the original that the input spans")]
 Epochs = Annotated[int, typer.Option(help="how often each galaxy is seen")]
@@ -208,22 +208,39 @@ def predict(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="a predictions table, .csv, .zip or .parquet")],
-    labels: Annotated[Path, typer.Argument(help="the labels, such as training_solutions_rev1.csv")],
+    labels: Annotated[Path, typer.Argument(help="the labels of the same galaxies, such as training_solutions_rev1.csv")],
+    against: Annotated[Optional[Path], typer.Option(help="another predictions table, to compare with")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="a folder for all tables, as CSV")] = None,  # noqa: UP045
+    subset: Annotated[bool, typer.Option("--subset", help="score the galaxies that all tables have, where some lack")] = False,
 ):
-    "Score a predictions table: RMSE, and each question's accuracy."
-    from gzpaper.data import read_labels
-    from gzpaper.evaluate import align, bootstrap_rmse, question_table, rmse
-    from gzpaper.predict import read_predictions
-    from gzpaper.tree import COLUMNS
+    "Score a predictions table: RMSE, accuracy, calibration, and how many volunteers it is worth."
+    from gzpaper.data import atomic
+    from gzpaper.evaluate import against_table, evaluation, scored
 
-    table, truth = read_predictions(predictions), read_labels(labels)
-    truth = truth[truth.GalaxyID.isin(table.GalaxyID)]
-    predicted, true = align(table, truth.GalaxyID.to_numpy()), truth[COLUMNS].to_numpy()
-    if not len(truth):
-        raise InputError(f"{predictions} and {labels} have no GalaxyID in common: name the labels of the same galaxies")
-    low, high = bootstrap_rmse(predicted, true)
-    print(question_table(predicted, true).round(4).to_string(index=False))
-    print(f"RMSE {rmse(predicted, true):.5f} ({low:.5f} to {high:.5f}) on {len(true)} galaxies")
+    true, (predicted, *others) = scored(labels, predictions, *([against] if against else []), subset=subset)
+    tables = evaluation(predicted, true)
+    if others:
+        tables["against"] = against_table(predicted, others[0], true)
+    for name, table in tables.items() if out else ():
+        with atomic(out / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False, float_format="%.6g")
+    _print_evaluation(tables, len(true), against)
+    if out:
+        print(f"{', '.join(tables)}: all in {out}")
+
+
+def _print_evaluation(tables: dict, galaxies: int, against: Path | None):
+    columns = ["question", "name", "rmse", "n", "accuracy", "low", "high", "ceiling", "majority"]
+    print(tables["questions"][columns].round(4).to_string(index=False, na_rep=""))
+    print(tables["overall"].round(5).to_string(index=False, na_rep=""))
+    score = tables["overall"].iloc[0]
+    print(f"RMSE {score.value:.5f} ({score.low:.5f} to {score.high:.5f}) on {galaxies} galaxies")
+    if tables["overall"].isna().value[2]:
+        print("the RMSE does not exceed the noise floor: how many volunteers that is worth cannot be told")
+    if against:
+        pair = tables["against"].iloc[0]
+        found = "not resolved" if pair.low <= 0 <= pair.high else "lower" if pair.difference < 0 else "higher"
+        print(f"minus that of {against}: {pair.difference:+.5f} ({pair.low:+.5f} to {pair.high:+.5f}), {found} for these two tables")
 
 # %% ../nbs/12_cli.ipynb #13da4ba0
 Out = Annotated[Path, typer.Option(help="the folder of trainings, and of the study")]

@@ -17,7 +17,8 @@ from .tree import COLUMNS, QUESTIONS
 # %% auto #0
 __all__ = ['COLUMN_WIDTH', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'SKY', 'STYLE', 'use_style', 'gallery', 'label_histogram',
            'score_dots', 'difference_dots', 'learning_curves', 'training_curves', 'search_history', 'trial_curves',
-           'parallel_coordinates', 'slice_dots', 'importance_bars', 'question_dots', 'predicted_against_true']
+           'parallel_coordinates', 'slice_dots', 'importance_bars', 'question_dots', 'predicted_against_true',
+           'accuracy_dots', 'confusion_grid', 'calibration_curves', 'selective_curves', 'attention_maps', 'path_panel']
 
 # %% ../nbs/10_plots.ipynb #646deae7
 COLUMN_WIDTH = 3.5  # inches: one column of a journal page; two are 7.2
@@ -281,4 +282,120 @@ def predicted_against_true(
     ax.imshow(shown, origin="lower", extent=(0, 1, 0, 1), cmap="Blues", norm=norm, interpolation="none")
     ax.plot([0, 1], [0, 1], color=RED, linewidth=0.8)
     ax.set(xlabel="volunteers", ylabel="network", title=title, xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    return ax
+
+# %% ../nbs/10_plots.ipynb #d020540a
+def _titled(question: int, name: str) -> str:
+    return f"{question} {name.replace('_', ' ')}"
+
+
+def accuracy_dots(
+    questions: pd.DataFrame,  # question, name, n, accuracy, low, high, confident_accuracy, ceiling, majority
+    ax: Axes | None = None,
+) -> Axes:
+    "Accuracy of the leading answer, for all and for confident galaxies, between the commonest answer's share and the votes' ceiling."
+    ax = _axes(ax, COLUMN_WIDTH, 3.4)
+    y = np.arange(len(questions))[::-1]
+    ax.hlines(y, questions.majority, questions.ceiling, color="0.85", linewidth=5, zorder=0)
+    ax.plot(questions.majority, y, "|", color="0.4", markersize=9, label="commonest answer")
+    ax.plot(questions.ceiling, y, "|", color=RED, markersize=9, label="ceiling of the votes")
+    ends = [(questions.accuracy - questions.low).clip(0), (questions.high - questions.accuracy).clip(0)]
+    ax.errorbar(questions.accuracy, y, xerr=ends, fmt="o", color=BLUE, markersize=4, capsize=2, label="network")
+    ax.plot(questions.confident_accuracy, y, "o", color=BLUE, markersize=4, markerfacecolor="white", label="network, where confident")
+    ax.set_yticks(y, [f"{_titled(r.question, r.name)} (n = {r.n})" for r in questions.itertuples()])
+    ax.set(xlabel="accuracy of the leading answer", xlim=(max(0, questions[["low", "majority"]].min(axis=None) - 0.03), 1.02))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.15, 1.0), ncols=2, columnspacing=1, handletextpad=0.3)
+    return ax
+
+# %% ../nbs/10_plots.ipynb #25c2c30a
+def confusion_grid(
+    matrix: np.ndarray,  # int [answers, answers]: rows the volunteers' leading answer, columns the network's
+    answers: list[str],
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    "A confusion matrix in percent of its rows; how many galaxies a row has stands beside it."
+    ax = _axes(ax, 1.8, 1.8)
+    rows = matrix.sum(1, keepdims=True)
+    shares = np.divide(100.0 * matrix, rows, out=np.full(matrix.shape, np.nan), where=rows > 0)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (i, j), share in np.ndenumerate(shares):
+        if not np.isnan(share):
+            ax.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=6, color="white" if share > 60 else "black")
+    names = [answer.replace("features or disk", "features").replace("star or artifact", "star") for answer in answers]
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=5.5)
+    ax.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, rows[:, 0])], fontsize=5.5)
+    ax.set_title(title, fontsize=7)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+# %% ../nbs/10_plots.ipynb #007ac509
+def calibration_curves(
+    bins: pd.DataFrame,  # answer, predicted, observed, error: a row a bin of one answer, of one question
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    "Observed against predicted vote fractions, a line an answer; the diagonal is perfect calibration."
+    ax = _axes(ax, 1.8, 1.8)
+    ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
+    for colour, (answer, own) in zip([BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "0.3"], bins.groupby("answer", sort=False)):
+        ax.errorbar(own.predicted, own.observed, yerr=1.96 * own.error, fmt="o-", color=colour, markersize=2, linewidth=0.8,
+                    elinewidth=0.6, label=answer)
+    ax.set_title(title, fontsize=7)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
+    ax.legend(fontsize=5, loc="upper left", borderaxespad=0, handlelength=0.8, labelspacing=0.15, handletextpad=0.4)
+    return ax
+
+# %% ../nbs/10_plots.ipynb #bdc7f0e8
+def selective_curves(
+    table: pd.DataFrame,  # question, name, kept, accuracy; at most six questions
+    ax: Axes | None = None,
+) -> Axes:
+    "Accuracy against the share of galaxies kept when the uncertain are left out, a line a question."
+    ax = _axes(ax, COLUMN_WIDTH, 2.4)
+    for colour, ((number, name), own) in zip([BLUE, ORANGE, GREEN, RED, PURPLE, SKY], table.groupby(["question", "name"])):
+        ax.plot(own.kept, own.accuracy, color=colour, label=_titled(number, name))
+    ax.set(xlabel="share of galaxies kept", ylabel="accuracy of the leading answer", xlim=(0, 1))
+    ax.legend(loc="lower left", handlelength=1.2, labelspacing=0.3)
+    return ax
+
+# %% ../nbs/10_plots.ipynb #330df4c3
+def attention_maps(
+    images: np.ndarray,  # [N, H, W, 3] uint8
+    maps: np.ndarray,  # [N, h, w], each from 0 to 1
+    captions: list[str],  # [N] one above each image
+) -> Axes:
+    "Each image, and below it the same with contours of where the network looks."
+    axes = plt.subplots(2, len(images), figsize=(7.2, 14.4 / len(images) + 0.25), squeeze=False)[1]
+    for (above, below), image, heat, caption in zip(axes.T, images, maps, captions, strict=True):
+        side = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+        for ax in (above, below):
+            ax.imshow(image, extent=side)
+            ax.axis("off")
+        steps = [(np.arange(n) + 0.5) * whole / n - 0.5 for n, whole in zip(heat.shape, image.shape)]
+        below.contour(steps[1], steps[0], heat, levels=[0.25, 0.5, 0.75], colors=[SKY, ORANGE, RED], linewidths=[0.6, 0.9, 1.2])
+        above.set_title(caption, fontsize=6.5)
+    return axes[0, 0]
+
+# %% ../nbs/10_plots.ipynb #b013869c
+def path_panel(
+    image: np.ndarray,  # [H, W, 3] uint8
+    path: pd.DataFrame,  # question, volunteers, network, agree: a row a question, in their order
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    "A galaxy, and beside it what the volunteers and the network lead to, question by question; where they differ in red."
+    ax = _axes(ax, 3.5, 1.25)
+    height = 1.22  # of the panel, in widths of the image
+    ax.imshow(image, extent=(0, 1, height - 1.05, height - 0.05))
+    ax.set(xlim=(0, 3.95), ylim=(0, height), aspect="equal")
+    ax.text(0.5, 0.02, title, fontsize=6, ha="center")
+    lines = [("", "volunteers", "network", True), *path[["question", "volunteers", "network", "agree"]].itertuples(index=False)]
+    step = min(0.115, 1.15 / len(lines))
+    for i, (question, volunteers, network, agree) in enumerate(lines):
+        style = {"fontsize": 5.5, "va": "top", "color": "black" if agree else RED, "weight": "bold" if i == 0 else "normal"}
+        for x, text in ((1.05, question), (1.93, volunteers), (2.95, network)):
+            ax.text(x, height - 0.05 - step * i, text, **style)
+    ax.axis("off")
     return ax
