@@ -515,7 +515,7 @@ def execute(
     os.replace(working, folder / f"{name}.ipynb")
     failed.unlink(missing_ok=True)
 
-# %% ../nbs/11_chain.ipynb #85a7d9c2
+# %% ../nbs/11_chain.ipynb #d2c00fe3
 @dataclass(frozen=True)
 class Step:
     "A notebook of the chain, and whether it has to be executed."
@@ -559,12 +559,14 @@ def reproduce(
     data: str | Path | None = None,  # a folder in Kaggle's layout to use in place of the profile's
     force: bool = False,  # execute every notebook
     only: str | None = None,  # execute this notebook alone, whatever its state
-    train: bool = True,  # False: a run that is not there is an error
+    train: bool = True,  # False: a run that is not there is an error, and sections that are not published yet are left out
     say: Callable[[str], None] = print,
 ) -> list[str]:  # the notebooks that were executed
     "Make everything of a profile that is not up to date."
     parameters = read_profile(profile, data)
     steps, out = plan(parameters), runs_folder(profile)
+    if not train:
+        steps = _without_unpublished(profile, steps, say)
     if only and only not in [s.name for s in steps]:
         raise InputError(f"there is no notebook '{only}' in the chain: choose one of {', '.join(s.name for s in steps)}")
     due = [s for s in steps if (s.name == only if only else force or not s.fresh)]
@@ -583,6 +585,16 @@ def reproduce(
     if not only:  # the others may not be there yet
         say(f"the report is {report(profile)}")
     return [s.name for s in due]
+
+
+def _without_unpublished(profile: str, steps: list[Step], say: Callable[[str], None]) -> list[Step]:
+    "A profile's sections, where it is published only those that are: the runs of others are not there yet."
+    numbers = _published("numbers")
+    waiting = [s.name for s in steps if not (numbers / f"{s.name}.json").exists()]
+    if not waiting or not any(numbers.glob("*.json")) or published_profile() != profile:
+        return steps
+    say(f"not published yet, so left out: {', '.join(waiting)}")
+    return [s for s in steps if s.name not in waiting]
 
 
 @contextmanager
@@ -605,10 +617,10 @@ def _announce(parameters: dict, steps: list[Step], due: list[Step], train: bool,
         say(f"  {step.name}: {'to be executed' if step in due else 'up to date' if step.fresh else 'left alone'}")
     minutes = read_chain()["minutes"].get(parameters["profile"])
     if due and minutes:
-        training = f", and {minutes['train']} to train what has not been trained yet" if train else ""
+        training = f", and up to {minutes['train']} more to train what has not been trained yet" if train else ""
         say(f"all notebooks take about {minutes['draw']} minutes on two cores{training}")
 
-# %% ../nbs/11_chain.ipynb #10d1fb4c
+# %% ../nbs/11_chain.ipynb #93cd69d1
 REPORT_SOURCES = ("report.typ", "style.typ", "references.bib", "quoted.yaml", "chain.yaml")
 SHOWN = ("figures", "tables", "numbers")
 
@@ -620,12 +632,11 @@ def _published(kind: str) -> Path:
 
 def _to_report(profile: str) -> tuple[dict[str, Path], list[str]]:
     "The folders that a profile's report shows, and the notebooks that wrote them: its own, or the published ones."
-    out, names = runs_folder(profile), read_chain()["notebooks"]
-    if (out / "numbers").is_dir():
-        return {kind: out / kind for kind in SHOWN}, names
-    if profile == published_profile():
-        names = [name for name in names if (_published("notebooks") / f"{name}.ipynb").exists()]
-        return {kind: _published(kind) for kind in SHOWN}, names
+    own = {kind: runs_folder(profile) / kind for kind in (*SHOWN, "notebooks")}
+    folders = own if own["numbers"].is_dir() else {kind: _published(kind) for kind in own} if profile == published_profile() else {}
+    executed = [name for name in read_chain()["notebooks"] if folders and (folders["notebooks"] / f"{name}.ipynb").exists()]
+    if executed:
+        return {kind: folders[kind] for kind in SHOWN}, executed
     raise InputError(f"profile {profile} has made nothing to report: run `gzpaper reproduce --profile {profile}` first")
 
 
@@ -681,7 +692,7 @@ def report(
         partial.write_bytes(pdf)
     return runs_folder(profile) / "report.pdf"
 
-# %% ../nbs/11_chain.ipynb #0d910f51
+# %% ../nbs/11_chain.ipynb #37ed2c02
 def _clean_notebook(source: Path, target: Path):
     "Copy an executed notebook without progress bars, machine-dependent metadata and the data's place."
     notebook = json.loads(source.read_text())
@@ -700,14 +711,13 @@ def publish(
     data: str | Path | None = None,  # a folder in Kaggle's layout to use in place of the profile's
 ) -> list[Path]:  # the folders that were written, and the report
     "Copy what a profile has made to the committed folders. Raises `InputError` for mock galaxies, or if something is not up to date."
-    out, stale = runs_folder(profile), [s.name for s in plan(read_profile(profile, data)) if not s.fresh]
-    if stale:
-        raise InputError(f"{', '.join(stale)} of profile {profile} is not up to date: run `gzpaper reproduce --profile {profile}` first")
+    out, sections = runs_folder(profile), _to_publish(profile, plan(read_profile(profile, data)))
     notes = [json.loads(n.read_text()) for kind in ("figures", "tables") for n in sorted((out / kind).glob("*.json"))]
+    notes = [note for note in notes if note["notebook"] in sections]
     if any(note["mock"] for note in notes):
         raise InputError(f"profile {profile} shows mock galaxies, which are not published: use one with real galaxies")
     runs = {key: _run_folder(out, key) for note in notes for key in note["runs"]}
-    files = [f for name in read_chain()["notebooks"] for f in _outputs(out, name)]
+    files = [f for name in sections for f in _outputs(out, name)]
     targets, pdf = {kind: _published(kind) for kind in (*SHOWN, "notebooks")}, report(profile)
     for kind, target in targets.items():
         with atomic(target) as partial:
@@ -725,6 +735,16 @@ def publish(
         with atomic(target) as partial:
             shutil.copy(source, partial)
     return [*targets.values(), root() / "paper/runs", root() / "paper/report.pdf"]
+
+
+def _to_publish(profile: str, steps: list[Step]) -> list[str]:
+    "The sections that can be published: those never executed here nor published before may wait. Raises `InputError` for others."
+    stale = [s.name for s in steps if not s.fresh and (s.state.exists() or (_published("numbers") / f"{s.name}.json").exists())]
+    fresh = [s.name for s in steps if s.fresh]
+    if stale or not fresh:
+        raise InputError(f"{', '.join(stale) or 'everything'} of profile {profile} is not up to date: run "
+                         f"`gzpaper reproduce --profile {profile}` first")
+    return fresh
 
 
 def _publish_studies(profile: str, studies: dict[str, str]):
@@ -749,7 +769,7 @@ def _run_folder(out: Path, key: str) -> Path:
             return folder
     raise InputError(f"run {key} is no longer there: `gzpaper reproduce --profile {out.name} --force` makes it again")
 
-# %% ../nbs/11_chain.ipynb #611dd960
+# %% ../nbs/11_chain.ipynb #d400b2e0
 def published_profile() -> str:
     "The profile that is published. Raises `InputError` if nothing is."
     for numbers in sorted((root() / "paper/numbers").glob("*.json")):
@@ -802,10 +822,11 @@ def check(
     "Draw everything again from the committed runs and compare it with what is published."
     parameters = read_profile(profile, data)
     if changed := changed_runs():
-        say(f"note: the training code has changed since {len(changed)} of the committed runs: {', '.join(changed)}")
+        say(f"note: the training code has changed since {len(changed)} committed runs; --strict lists them and takes it for a difference")
     with TemporaryDirectory() as again, _environment(GZPAPER_RUNS=again):
         if parameters["data"] and not (root() / parameters["data"]).is_dir():
-            say(f"not drawn again, as {parameters['data']} is not there: {', '.join(read_chain()['notebooks'])}")
+            say(f"nothing was drawn again, as {parameters['data']} is not there: name the galaxies with --data. Checked without them: "
+                "the committed runs, and that the report can be made of what is published")
             return _broken_runs() + _missing_in_report(profile)
         reproduce(profile, data, train=False, say=say)
         out = Path(again) / profile
