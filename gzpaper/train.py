@@ -278,7 +278,7 @@ class Average:
         self.module.load_state_dict(state["module"])
         self.steps = state["steps"]
 
-# %% ../nbs/06_train.ipynb #806b1305
+# %% ../nbs/06_train.ipynb #3fdcd930
 @dataclass(frozen=True)
 class Input:
     "What a network expects to see."
@@ -330,7 +330,7 @@ def _check_input(expects: Input, spec: dict):
     if (expects.size, expects.side) != (spec["size"], store_side(spec["size"], spec["field"])):
         raise InputError(f"the header's input of {expects.size} px from {expects.side} is not that of its spec: fetch it or train it again")
     if not (len(expects.mean) == len(expects.std) == 3 and np.isfinite(expects.mean).all() and min(expects.std) > 0):
-        raise InputError(f"the header's mean {expects.mean} and std {expects.std} are not those of three colours: fetch it or train it again")
+        raise InputError(f"the header's mean {expects.mean} and std {expects.std} are not of three colours: fetch it or train it again")
 
 
 def load_weights(

@@ -245,7 +245,7 @@ WEIGHTS_DAMAGE = {  # how a file of weights is made from a good one, and what th
     "another input": (lambda f, w: tampered_header(f, w, input=read_header(w)["input"] | {"side": 64}),
                       ["32 px from 64", "not that of its spec", "fetch it or train it again"]),
     "no colours": (lambda f, w: tampered_header(f, w, input=read_header(w)["input"] | {"std": [0, 0, 0]}),
-                   ["std [0, 0, 0]", "three colours", "fetch it or train it again"]),
+                   ["std [0, 0, 0]", "not of three colours", "fetch it or train it again"]),
     "unknown model": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model": "vgg99"}), ["vgg99", "choose"]),
     "unknown parameter": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model_parameters": {"momentum": 1}}),
                           ["momentum", "choose"]),
