@@ -384,7 +384,7 @@ class Parts:
     def _digest(self, part: range) -> str:
         return hashlib.sha256(json.dumps([self.images.names[i] for i in part]).encode()).hexdigest()[:16]
 
-# %% ../nbs/08_predict.ipynb #1c88acbb
+# %% ../nbs/08_predict.ipynb #69c59d9a
 def predict_folder(
     images: str | Path | Images,  # a folder or a zip of images
     out: str | Path,  # the predictions table to write, .csv or .parquet
@@ -445,6 +445,7 @@ def _finish(parts: Parts, skip_bad: bool, out: Path, catalogue_out: str | Path |
     table = predictions_table(parts.images.ids[good], values[:, : len(COLUMNS)])
     if catalogue_out:
         write_catalogue(catalogue(table, values[:, len(COLUMNS) :]), catalogue_out, **parts.about)
+    bad_path(out).unlink(missing_ok=True)  # of an older table
     if reasons:
         listed = pd.DataFrame({"name": [parts.images.names[i] for i in reasons], "reason": reasons.values()})
         with atomic(bad_path(out)) as partial:

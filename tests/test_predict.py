@@ -169,7 +169,7 @@ def test_fits_bands_look_like_the_mocks_that_were_made_to_look_like_the_challeng
     expected, picture = stretch(middle), decode(fits_file([light]), "1.fits")
     # where a band saturates, astropy keeps the colour; where noise makes the sky negative, it is black
     ordinary = (expected.max(-1) < 255) & ((middle * _BAND_WEIGHTS).mean(-1) > 1e-6)
-    assert ordinary.mean() > 0.5 and expected[ordinary].std() > 3
+    assert ordinary.mean() > 0.3 and expected[ordinary].std() > 3
     assert np.abs(picture.astype(int)[::-1] - expected)[ordinary].max() <= 1
     for same in ([np.moveaxis(light, 0, 2)], list(light)):
         np.testing.assert_array_equal(decode(fits_file(same), "1.fits"), picture)
@@ -377,5 +377,5 @@ def memory_after(images: Path, weights: Path, out: Path) -> float:  # MB
 def test_memory_does_not_grow_with_the_folder(mock_folder, weights, tmp_path):
     "Ten times the images, and not a fifth more memory."
     few, many = (in_fresh_process(memory_after, copies(mock_folder / IMAGES, tmp_path / f"{n}", n), weights, tmp_path / f"{n}.csv")
-                 for n in (200, 2000))
+                 for n in (100, 1000))
     assert many < 1.2 * few
