@@ -20,6 +20,7 @@ setup(
     url=cfg["git_url"],
     keywords=cfg["keywords"],
     packages=find_packages(include=["gzpaper"]),
+    package_data={"gzpaper": ["released/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"paper": paper, "dev": paper + cfg["dev_requirements"].split()},

@@ -16,8 +16,8 @@ from .tree import InputError
 # %% auto #0
 __all__ = ['app', 'data_app', 'tune_app', 'Size', 'Field', 'Epochs', 'BatchSize', 'LearningRate', 'Precision', 'Device',
            'Compile', 'SPEC_OPTIONS', 'Out', 'Storage', 'Name', 'Profile', 'Data', 'STOPPED', 'data_check', 'data_mock',
-           'data_sample', 'data_get', 'train', 'pretrain', 'predict', 'evaluate', 'tune', 'tune_status', 'reproduce',
-           'figures', 'report', 'publish', 'main']
+           'data_sample', 'data_get', 'train', 'pretrain', 'predict', 'submission', 'release', 'evaluate', 'tune',
+           'tune_status', 'reproduce', 'figures', 'report', 'publish', 'main']
 
 # %% ../nbs/12_cli.ipynb #0999c94f
 app = typer.Typer(help="Galaxy morphology from images: a reproducible paper on Galaxy Zoo.", no_args_is_help=True,
@@ -76,7 +76,7 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #6db164f9
+# %% ../nbs/12_cli.ipynb #93e18503
 Size = Annotated[int, typer.Option(help="px of its input")]
 Field = Annotated[float, typer.Option(help="px of the original that the input spans")]
 Epochs = Annotated[int, typer.Option(help="how often each galaxy is seen")]
@@ -187,22 +187,64 @@ def pretrain(
 
 @app.command()
 def predict(
-    images: Annotated[Path, typer.Argument(help="a folder or a zip of JPEG images")],
-    weights: Annotated[Path, typer.Option(help="a file of weights, .safetensors")],
-    out: Annotated[Path, typer.Option(help="the table to write, .csv or .parquet")] = Path("predictions.csv"),
+    images: Annotated[Path, typer.Argument(help="a folder or a zip of JPEG, PNG or FITS images")],
+    weights: Annotated[Optional[list[Path]], typer.Option(help="a file of weights; several are averaged; the released ones")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(help="the table to write, .csv or .parquet; the same command goes on")] = Path("predictions.csv"),
+    catalogue: Annotated[Optional[Path], typer.Option(help="a catalogue to write too, .csv, .parquet or .fits")] = None,  # noqa: UP045
     rotations: Annotated[int, typer.Option(help="views of each galaxy, each also mirrored")] = 8,
     flip: Annotated[bool, typer.Option(help="whether to mirror the views")] = True,
+    scale: Annotated[list[float], typer.Option(help="magnification of the views; several: each view at each")] = [1.0],  # noqa: B006
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n shares, by as many processes that write to the same place")] = "1/1",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="go on without images that cannot be used, and list them")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="tables that are there already")] = False,
     device: Device = "auto",
 ):
-    "Predict the 37 vote fractions of every image in a folder."
-    from gzpaper.data import check_output
-    from gzpaper.predict import TABLES, predict_images, write_predictions
+    "Predict the 37 vote fractions of every image in a folder; with --catalogue also in Galaxy Zoo 2's form."
+    from gzpaper.predict import bad_path, predict_folder
     from gzpaper.train import pick_device
 
-    check_output(out, *TABLES)
-    table = predict_images(weights, images, rotations, flip, pick_device(device))
-    write_predictions(table, out)
-    print(f"{len(table)} galaxies are in {out}")
+    done = predict_folder(images, out, weights or (), catalogue, rotations, flip, scale, _read_shard(shard), skip_bad, overwrite,
+                          pick_device(device))
+    if done is None:
+        print(f"share {shard} is in {out}.parts; the table is written once all shares are there")
+        return
+    galaxies, bad = done
+    print(f"{galaxies} galaxies are in {out}{f' and {catalogue}' if catalogue else ''}")
+    if bad:
+        print(f"{bad} images could not be used: {bad_path(out)} says which and why")
+
+
+def _read_shard(text: str) -> tuple[int, int]:
+    "A share such as 2/8."
+    which, _, many = text.partition("/")
+    if not (which.isdecimal() and many.isdecimal()):
+        raise InputError(f"shard is '{text}': it takes i/n, such as 2/8")
+    return int(which), int(many)
+
+
+@app.command()
+def submission(
+    predictions: Annotated[Path, typer.Argument(help="a predictions table, .csv or a zip of it")],
+    like: Annotated[Path, typer.Option(help="a submission that is right: Kaggle's central_pixel_benchmark.zip")],
+):
+    "Check that Kaggle would take a predictions table."
+    from gzpaper.predict import check_submission
+
+    print(f"{predictions} is in order: {check_submission(predictions, like)} galaxies, those of {like}")
+
+
+@app.command()
+def release(
+    weights: Annotated[list[Path], typer.Argument(help="files of weights, .safetensors")],
+    scores: Annotated[Path, typer.Option(help="a JSON file with the scores of twins trained on folds")],
+    out: Annotated[Optional[Path], typer.Option(help="the folder to write; where `gzpaper predict` looks")] = None,  # noqa: UP045
+):
+    "Make weights ready to be given away: in half precision, each with a model card."
+    from gzpaper.predict import release as write_release
+    from gzpaper.predict import released_folder
+
+    for file in write_release(weights, scores, out or released_folder()):
+        print(f"written: {file} and its card")
 
 
 @app.command()

@@ -278,7 +278,7 @@ class Average:
         self.module.load_state_dict(state["module"])
         self.steps = state["steps"]
 
-# %% ../nbs/06_train.ipynb #1b66fab8
+# %% ../nbs/06_train.ipynb #3fdcd930
 @dataclass(frozen=True)
 class Input:
     "What a network expects to see."
@@ -325,6 +325,14 @@ def read_header(
     return about
 
 
+def _check_input(expects: Input, spec: dict):
+    "Make sure that a header's input is that of its spec. Raises `InputError` if not."
+    if (expects.size, expects.side) != (spec["size"], store_side(spec["size"], spec["field"])):
+        raise InputError(f"the header's input of {expects.size} px from {expects.side} is not that of its spec: fetch it or train it again")
+    if not (len(expects.mean) == len(expects.std) == 3 and np.isfinite(expects.mean).all() and min(expects.std) > 0):
+        raise InputError(f"the header's mean {expects.mean} and std {expects.std} are not of three colours: fetch it or train it again")
+
+
 def load_weights(
     path: str | Path,  # a file that `save_weights` wrote
     device: torch.device | str = "cpu",
@@ -335,6 +343,7 @@ def load_weights(
         name, parameters = about["spec"]["model"], about["spec"]["model_parameters"]
         model = build_model(name, size=about["input"]["size"], **parameters)
         expects = Input(**{f.name: about["input"][f.name] for f in fields(Input)})
+        _check_input(expects, about["spec"])
         with safe_open(path, framework="pt") as file:
             model.load_state_dict({k: file.get_tensor(k).float() if file.get_tensor(k).is_floating_point() else file.get_tensor(k)
                                    for k in file.keys()})
@@ -560,7 +569,7 @@ def predict_batches(
             parts.append(model(images).float())
     return torch.cat(parts).cpu().numpy()
 
-# %% ../nbs/06_train.ipynb #042bfd8b
+# %% ../nbs/06_train.ipynb #06d30436
 def _prepare(
     spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray, device: torch.device,
     pretrained: str | Path | None = None, compile: bool = False, world: World = ALONE,
@@ -631,10 +640,16 @@ def _epoch_row(training: Training, validation: Batches, tick: Callable[[int], No
     start, rate = time.perf_counter(), training.optimiser.param_groups[0]["lr"]
     loss = training.epoch(tick)
     seconds = time.perf_counter() - start
+    return {"epoch": len(training.history) + 1, "learning_rate": rate, "train_rmse": math.sqrt(loss),
+            "validation_rmse": _validate(training, validation), "images_per_s": len(training.batches.rows) / seconds, "seconds": seconds}
+
+
+def _validate(training: Training, validation: Batches) -> float:
+    "The RMSE of the averaged weights; NaN where nothing is held out."
+    if not len(validation.rows):
+        return math.nan
     predicted = predict_batches(training.average.module, validation, training.dtype)
-    rmse = float(np.sqrt(np.mean((predicted - validation.labels) ** 2, dtype=np.float64)))
-    return {"epoch": len(training.history) + 1, "learning_rate": rate, "train_rmse": math.sqrt(loss), "validation_rmse": rmse,
-            "images_per_s": len(training.batches.rows) / seconds, "seconds": seconds}
+    return float(np.sqrt(np.mean((predicted - validation.labels) ** 2, dtype=np.float64)))
 
 
 def _finished(training: Training) -> bool:
@@ -652,7 +667,7 @@ def _train(training: Training, validation: Batches, folder: Path, progress: bool
     with bar:
         while not _finished(training):
             row = world.told(_epoch_row(training, validation, bar.update))
-            if not math.isfinite(row["validation_rmse"]):
+            if len(validation.rows) and not math.isfinite(row["validation_rmse"]):
                 raise TrainingFailed(f"the validation RMSE is {row['validation_rmse']} after epoch {row['epoch']}: {_slower(training)}")
             training.history.append(row)
             if training.spec.patience and row["validation_rmse"] <= min(r["validation_rmse"] for r in training.history):
@@ -678,12 +693,13 @@ def _save(training: Training, expects: Input, folder: Path, **notes):
     model, rmse = training.average.module, [row["validation_rmse"] for row in training.history]
     if training.best:
         model.load_state_dict(training.best)
+    score = min(rmse) if training.best else rmse[-1]
     if model.rank:
         with atomic(folder / "adapters.safetensors") as partial:
             state = {k: v.detach().cpu().contiguous() for k, v in adapter_state(model).items()}
             partial.write_bytes(save(state, metadata={"gzpaper adapters": json.dumps({"spec": training.spec.to_dict()})}))
     save_weights(folder / "weights.safetensors", merge_adapters(model), training.spec, expects, precision=str(training.dtype)[6:],
-                 validation_rmse=min(rmse) if training.best else rmse[-1], processes=training.world.size, **notes)
+                 validation_rmse=None if math.isnan(score) else score, processes=training.world.size, **notes)
 
 
 def fit(
@@ -691,7 +707,7 @@ def fit(
     galaxies: Galaxies,
     folder: str | Path,  # where the run goes; a run that has begun there is continued
     train: np.ndarray,  # positions of the galaxies to learn from
-    held_out: np.ndarray,  # positions of the galaxies to validate on
+    held_out: np.ndarray,  # positions of the galaxies to validate on; none: the validation RMSE is empty
     device: torch.device | str = "cpu",
     progress: bool = True,
     pretrained: str | Path | None = None,  # imagenet, or a file of weights: what `spec.pretrained` is a name for
@@ -701,7 +717,7 @@ def fit(
 ) -> Path:  # the weights
     "Train a network, or finish its training. Raises `InputError` if the folder holds another training, or a damaged checkpoint."
     folder, weights = Path(folder), Path(folder) / "weights.safetensors"
-    if len(train) < 2 or not len(held_out):
+    if len(train) < 2 or not len(held_out) and (spec.folds or spec.patience):
         raise InputError(f"{len(train)} to learn from and {len(held_out)} to validate on are too few: add galaxies or change the split")
     if weights.exists():
         if read_header(weights).get("identity") != _identity(spec, galaxies, train, held_out):

@@ -134,7 +134,7 @@ ZIP_DAMAGE = {  # what is done to a zip of images, and what the message says apa
     "Deflate64": (lambda d: zipped(d, partial(set_entries, flags=0, method=9)), ["fetch it again"]),
 }
 FOLDER_DAMAGE = {  # what is done to a folder in Kaggle's layout, and what the message says
-    "no image": (lambda d: [f.unlink() for f in (d / IMAGES).iterdir()], [IMAGES, "no JPEG image", "name"]),
+    "no image": (lambda d: [f.unlink() for f in (d / IMAGES).iterdir()], [IMAGES, "no JPEG", "image", "name"]),
     "no images folder": (lambda d: shutil.rmtree(d / IMAGES), [IMAGES, "data/README.md"]),
     "no labels file": (lambda d: (d / LABELS).unlink(), [LABELS, "data/README.md"]),
     "nothing": (lambda d: shutil.rmtree(d), ["is not a folder", "name one"]),
@@ -242,6 +242,10 @@ WEIGHTS_DAMAGE = {  # how a file of weights is made from a good one, and what th
     "other columns": (lambda f, w: tampered_header(f, w, columns=["a"]), ["other columns", "name"]),
     "other shapes": (lambda f, w: tampered_header(f, w, spec=Spec(model_parameters={"width": 3}, size=32).to_dict()),
                      ["does not fit the model it names, vgg7", "fetch it or train it again"]),
+    "another input": (lambda f, w: tampered_header(f, w, input=read_header(w)["input"] | {"side": 64}),
+                      ["32 px from 64", "not that of its spec", "fetch it or train it again"]),
+    "no colours": (lambda f, w: tampered_header(f, w, input=read_header(w)["input"] | {"std": [0, 0, 0]}),
+                   ["std [0, 0, 0]", "not of three colours", "fetch it or train it again"]),
     "unknown model": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model": "vgg99"}), ["vgg99", "choose"]),
     "unknown parameter": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model_parameters": {"momentum": 1}}),
                           ["momentum", "choose"]),
@@ -407,9 +411,21 @@ def test_full_disk_while_a_table_is_written(suffix, mock_folder, tmp_path, weigh
     table = tmp_path / f"table{suffix}"
     table.write_text("old")
     with full_disk(4000):
-        result = cli("predict", mock_folder / IMAGES, "--weights", weights, "--rotations", 1, "--out", table)
+        result = cli("predict", mock_folder / IMAGES, "--weights", weights, "--rotations", 1, "--out", table, "--overwrite")
     result.refused(table, "cannot be written", "Free some space")
     assert contents(tmp_path) == {table.name: b"old"}
+
+
+def test_a_table_is_not_written_over(mock_folder, tmp_path, weights, cli):
+    for name in ("table.csv", "galaxies.fits"):
+        (tmp_path / name).write_text("old")
+    arguments = "predict", mock_folder / "images_test_rev1", "--weights", weights, "--rotations", 1
+    cli(*arguments, "--out", tmp_path / "table.csv").refused("table.csv is there already", "--overwrite")
+    arguments = *arguments, "--out", tmp_path / "new.csv", "--catalogue", tmp_path / "galaxies.fits"
+    cli(*arguments).refused("galaxies.fits is there already", "--overwrite")
+    assert contents(tmp_path) == {"table.csv": b"old", "galaxies.fits": b"old"}
+    assert cli(*arguments, "--overwrite").code == 0
+    assert (tmp_path / "galaxies.fits").read_bytes().startswith(b"SIMPLE")
 
 
 TRAIN_OPTIONS = {  # what is asked for, and what the message says
@@ -440,7 +456,7 @@ TRAIN_OPTIONS = {  # what is asked for, and what the message says
     "negative fold": (["--folds", 3, "--fold", -1], ["fold -1 of 3", "out of range"]),
     "a fold of none": (["--fold", 1], ["fold 1 of 0", "out of range"]),
     "more folds than galaxies": (["--folds", 500], ["0 to validate on", "too few", "add galaxies"]),
-    "no validation": (["--validation", 0], ["0 to validate on", "too few", "add galaxies"]),
+    "patience without validation": (["--validation", 0, "--patience", 3], ["0 to validate on", "too few", "add galaxies"]),
     "negative test": (["--test", -3], ["-3 in test", "0 or more"]),
     "too few galaxies": (["--validation", 30, "--test", 30], ["40 galaxies are too few", "30", "lower these"]),
     "one left": (["--validation", 31, "--test", 8], ["1 to learn from", "too few", "add galaxies"]),
@@ -574,6 +590,10 @@ PREDICT_OPTIONS = {
     "device": (["--device", "warp"], ["warp", "use auto or cpu"]),
     "suffix": (["--out", "table.txt"], ["table.txt", ".csv or .parquet", "name a file"]),
     "no suffix": (["--out", "table"], ["table", ".csv or .parquet", "name a file"]),
+    "catalogue": (["--catalogue", "galaxies.txt"], ["galaxies.txt", ".csv or .parquet or .fits", "name a file"]),
+    "scale": (["--scale", 0], ["scales are [0.0]", "above 0"]),
+    "shard": (["--shard", "3"], ["shard is '3'", "such as 2/8"]),
+    "no such shard": (["--shard", "3/2"], ["shard 3/2", "1/n to n/n"]),
 }
 
 

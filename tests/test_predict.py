@@ -1,0 +1,381 @@
+"""Prediction as an astronomer meets it: ensembles and views, stopping and going on, shares, images of all kinds, weights given away."""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, assert_whole, write_untrained
+from PIL import Image
+
+from gzpaper import predict
+from gzpaper.baselines import training_mean
+from gzpaper.data import CROP, Images, decode, read_labels, read_table, scale_area
+from gzpaper.predict import (
+    Ensemble,
+    at_scale,
+    check_submission,
+    predict_folder,
+    predict_images,
+    read_predictions,
+    release,
+    released,
+    write_predictions,
+)
+from gzpaper.train import load_weights, read_header
+from gzpaper.tree import COLUMNS, InputError, predictions_table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from loader import SMAPS, copies, in_fresh_process, private_memory
+
+IMAGES, N = "images_training_rev1", 40
+FEW = {"rotations": 1, "flip": False, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory) -> list[Path]:
+    "Two tiny networks that answer differently."
+    folder = tmp_path_factory.mktemp("members")
+    return [write_untrained(folder / f"{spread}.safetensors", spread) for spread in (1.0, 3.0)]
+
+
+@pytest.fixture
+def parts_of_eight(monkeypatch):
+    "Five parts of the 40 mock galaxies."
+    monkeypatch.setattr(predict, "PART", 8)
+
+
+def table_of(folder: Path, name: str = "out.csv") -> pd.DataFrame:
+    return read_predictions(folder / name)
+
+
+def test_an_ensemble_is_the_mean_of_its_members(mock_folder, members):
+    one, other, both = (predict_images(files, mock_folder / IMAGES, **FEW)[COLUMNS] for files in (members[0], members[1], members))
+    assert np.abs(one - other).to_numpy().max() > 0.05
+    np.testing.assert_allclose(both, (one + other) / 2, atol=1e-6)
+
+
+def test_spread_is_over_views_and_members(mock_folder, members):
+    images = Images(mock_folder / "images_test_rev1")
+    stamps = {35: np.stack([scale_area(decode(images.read(i), images.where(i)), 35) for i in range(len(images))])}
+    assert np.isnan(Ensemble(members[:1], 1, False).predict(stamps)[:, 37:]).all()
+    each = [predict.vote_fractions(Ensemble([m], 1, False).predict(stamps)[:, :37]) for m in members]
+    found = Ensemble(members, 1, False).predict(stamps)[:, 37:]
+    np.testing.assert_allclose(found, np.abs(each[0] - each[1]) / np.sqrt(2), atol=1e-6)
+    assert Ensemble(members, 4, True, (0.9, 1.1)).members[0][2].shape == (16, 2, 3)
+
+
+def test_parts_give_what_memory_gives(mock_folder, members, tmp_path, parts_of_eight):
+    assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
+    whole = predict_images(members, mock_folder / IMAGES, **FEW)
+    np.testing.assert_allclose(table_of(tmp_path), whole, atol=1e-6)
+    assert [f.name for f in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_what_is_done_is_not_done_again(mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
+    "Stopped after three parts, by whatever, the same command does the other two."
+    done, plain = [], Ensemble.predict
+
+    def counted(self, pixels):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return plain(self, pixels)
+
+    monkeypatch.setattr(Ensemble, "predict", counted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW)
+    assert len(list((tmp_path / "out.csv.parts").iterdir())) == 3 and not (tmp_path / "out.csv").exists()
+    done[:] = [1] * 5  # from here on it counts without stopping
+    assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
+    assert len(done) == 7
+    np.testing.assert_allclose(table_of(tmp_path), predict_images(members, mock_folder / IMAGES, **FEW), atol=1e-6)
+    assert_whole(tmp_path)
+
+
+def test_shares_make_one_table(mock_folder, members, tmp_path, parts_of_eight):
+    for i in (3, 1):
+        assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(i, 3), **FEW) is None
+    assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(2, 3), **FEW) == (N, 0)
+    np.testing.assert_allclose(table_of(tmp_path), predict_images(members, mock_folder / IMAGES, **FEW), atol=1e-6)
+
+
+def test_parts_of_another_command_do_not_mix(mock_folder, members, tmp_path, parts_of_eight):
+    arguments = mock_folder / IMAGES, tmp_path / "out.csv"
+    predict_folder(*arguments, members, shard=(1, 2), **FEW)
+    for other in ({"weights": members[:1]}, {"rotations": 2}, {"scales": (1.1,)}):
+        with pytest.raises(InputError, match="out.csv.parts has parts .* other weights or views"):
+            predict_folder(*arguments, **{"weights": members, **FEW, **other})
+
+
+def test_a_damaged_part_is_predicted_again(mock_folder, members, tmp_path, parts_of_eight):
+    predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(1, 2), **FEW)
+    part = sorted((tmp_path / "out.csv.parts").iterdir())[1]
+    part.write_bytes(part.read_bytes()[:500])
+    assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
+
+
+def test_bad_images(damaged, weights, tmp_path, cli):
+    "The first stops it; skipped, they are listed, and the others are predicted. Put right, they are predicted too."
+    names, out = sorted(f.name for f in (damaged / IMAGES).iterdir()), tmp_path / "out.csv"
+    whole = (damaged / IMAGES / names[9]).read_bytes()
+    for i in (5, 9):
+        (damaged / IMAGES / names[i]).write_bytes(b"no image")
+    command = "predict", damaged / IMAGES, "--weights", weights, "--rotations", 1, "--out", out
+    cli(*command).refused(names[5], "is not an image", "--skip-bad")
+    done = cli(*command, "--skip-bad")
+    assert done.code == 0 and "38 galaxies" in done.out and "2 images could not be used" in done.out and "out.bad.csv" in done.out
+    listed = pd.read_csv(tmp_path / "out.bad.csv")
+    assert listed.name.tolist() == [names[5], names[9]] and listed.reason.str.contains("is not an image").all()
+    assert not set(table_of(tmp_path).GalaxyID) & {int(Path(names[i]).stem) for i in (5, 9)}
+    (damaged / IMAGES / names[9]).write_bytes(whole)
+    assert "39 galaxies" in cli(*command, "--skip-bad", "--overwrite").out
+
+
+def test_nothing_but_bad_images(tmp_path, weights, cli):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_text("none")
+    done = cli("predict", tmp_path / "images", "--weights", weights, "--out", tmp_path / "o.csv", "--skip-bad")
+    done.refused("no image of", "could be used", "a.jpg is not an image")
+
+
+def light_of(seed: int) -> np.ndarray:
+    "A mock galaxy before the stretch, [3, n, n] nanomaggies a pixel in g, r, i."
+    pytest.importorskip("galsim", reason="mock galaxies need GalSim: install gzpaper[paper]")
+    from gzpaper import mock
+
+    rng = np.random.default_rng(seed)
+    return np.moveaxis(mock._expose(mock.draw_galaxy(rng), rng), 2, 0)[::-1]
+
+
+def fits_file(arrays: list[np.ndarray], compressed: bool = False) -> bytes:
+    fits = pytest.importorskip("astropy.io.fits")
+    file, kind = io.BytesIO(), fits.CompImageHDU if compressed else fits.ImageHDU
+    first = [] if compressed else [fits.PrimaryHDU(arrays[0])]
+    fits.HDUList([*(first or [fits.PrimaryHDU()]), *(kind(a) for a in arrays[len(first) :])]).writeto(file)
+    return file.getvalue()
+
+
+def test_fits_bands_look_like_the_mocks_that_were_made_to_look_like_the_challenge():
+    from gzpaper.mock import _BAND_WEIGHTS, stretch
+
+    light = next(light for light in map(light_of, range(20)) if light.shape[1] >= CROP)
+    edge = (light.shape[1] - CROP) // 2
+    middle = np.moveaxis(light[::-1], 0, 2)[edge : edge + CROP, edge : edge + CROP]
+    expected, picture = stretch(middle), decode(fits_file([light]), "1.fits")
+    # where a band saturates, astropy keeps the colour; where noise makes the sky negative, it is black
+    ordinary = (expected.max(-1) < 255) & ((middle * _BAND_WEIGHTS).mean(-1) > 1e-6)
+    assert ordinary.mean() > 0.3 and expected[ordinary].std() > 3
+    assert np.abs(picture.astype(int)[::-1] - expected)[ordinary].max() <= 1
+    for same in ([np.moveaxis(light, 0, 2)], list(light)):
+        np.testing.assert_array_equal(decode(fits_file(same), "1.fits"), picture)
+    np.testing.assert_allclose(decode(fits_file([light.astype(np.float32)], compressed=True), "1.fits").mean(), picture.mean(), rtol=0.02)
+
+
+FITS_DAMAGE = {
+    "one band": ([np.zeros((300, 300))], ["holds [300, 300]", "three bands in the order g, r, i"]),
+    "four planes": ([np.zeros((4, 300, 300))], ["[4, 300, 300]", "three bands"]),
+    "two sizes": ([np.zeros((300, 300)), np.zeros((300, 300)), np.zeros((200, 200))], ["[200, 200]", "one size"]),
+    "small": ([np.zeros((3, 231, 300))], ["300x231 px, smaller than the 232 px"]),
+    "a hole": ([np.full((3, 300, 300), np.nan)], ["no number", "fill them"]),
+}
+
+
+@pytest.mark.parametrize("damage", FITS_DAMAGE)
+def test_bad_fits(damage, tmp_path, weights, cli):
+    arrays, words = FITS_DAMAGE[damage]
+    (tmp_path / "1.fits").write_bytes(fits_file(arrays))
+    cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.fits", *words)
+
+
+def test_fits_that_is_none(tmp_path, weights, cli):
+    (tmp_path / "1.fits").write_bytes(fits_file([np.zeros((3, 300, 300))])[:4000])
+    cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.fits")
+    (tmp_path / "1.fits").write_text("GalaxyID,Class1.1\n")
+    cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.fits", "fetch it again")
+
+
+def test_kinds_of_images_agree(mock_folder, weights, tmp_path):
+    "The same pixels as JPEG and as PNG; names that are no numbers; a black FITS image."
+    source = sorted((mock_folder / IMAGES).iterdir())[0]
+    shutil.copy(source, tmp_path / "ngc-1.JPG")
+    Image.open(source).save(tmp_path / "ngc-2.png")
+    (tmp_path / "ngc-3.fits").write_bytes(fits_file([np.zeros((3, 300, 300))]))
+    table = predict_images(weights, tmp_path, **FEW)
+    assert table.GalaxyID.tolist() == ["ngc-1", "ngc-2", "ngc-3"]
+    np.testing.assert_array_equal(table[COLUMNS].iloc[0], table[COLUMNS].iloc[1])
+
+
+def test_stores_take_jpeg_alone(mock_folder, tmp_path):
+    folder = shutil.copytree(mock_folder / "images_test_rev1", tmp_path / "images")
+    before = Images(folder).fingerprint
+    Image.new("RGB", (424, 424)).save(folder / "7.png")
+    assert Images(folder).fingerprint == before and len(Images(folder, predict.READABLE)) == len(Images(folder)) + 1
+
+
+def test_no_astropy(tmp_path, weights, cli, monkeypatch):
+    monkeypatch.setattr("gzpaper.data.find_spec", lambda name: None)
+    monkeypatch.setattr("gzpaper.predict.find_spec", lambda name: None)
+    (tmp_path / "1.fits").write_bytes(b"")
+    cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.fits", "astropy", "pip install astropy")
+    cli("predict", tmp_path, "--weights", weights, "--catalogue", tmp_path / "c.fits").refused("c.fits", "pip install astropy")
+
+
+def test_no_released_weights(mock_folder, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr(predict, "released", list)
+    cli("predict", mock_folder / IMAGES, "--out", tmp_path / "o.csv").refused("comes without weights", "--weights")
+
+
+def test_scales_move_the_sky_out_and_in():
+    pixels = np.full((CROP, CROP, 3), 9, np.uint8)
+    pixels[100:132, 100:132] = 200
+    areas = [(at_scale(pixels, scale) > 100).all(-1).sum() for scale in (0.5, 1, 2)]
+    np.testing.assert_allclose(areas, [16**2, 32**2, 64**2], rtol=0.1)
+    assert (at_scale(pixels, 0.5)[0] == 9).all()
+
+
+# Weights that are given away
+
+
+@pytest.fixture
+def scores(tmp_path) -> Path:
+    (tmp_path / "scores.json").write_text(json.dumps({"profile": "smoke", "rmse": 0.0841234, "n": 6500, "mock": False}))
+    return tmp_path / "scores.json"
+
+
+def test_released_weights(scores, tmp_path, mock_folder, cli, monkeypatch):
+    "Half the size, the same header and, within 1e-3, the same predictions; `gzpaper predict` finds them."
+    members = [write_untrained(tmp_path / f"{spread}.safetensors", spread) for spread in (1.0, 0.5)]
+    out = tmp_path / "package/released"
+    assert cli("release", *members, "--scores", scores, "--out", out).code == 0
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) == 2 and [read_header(f) for f in files] == [read_header(m) for m in members]
+    for file, member in zip(files, members):
+        assert file.stat().st_size < 0.75 * member.stat().st_size  # of a tiny network the header is a good part
+        one, other = (predict_images(f, mock_folder / IMAGES, **FEW)[COLUMNS] for f in (file, member))
+        assert 0 < np.abs(one - other).to_numpy().max() < 1e-3
+        assert {p.dtype.itemsize for p in load_weights(file)[0].parameters()} == {4}
+        card = file.with_suffix(".md").read_text()
+        assert "| rmse | 0.084123 |" in card and "| n | 6500 |" in card and "profile" not in card and "twins" in card
+    monkeypatch.setattr(predict, "released_folder", lambda: out)
+    assert released() == files
+    assert cli("predict", mock_folder / IMAGES, "--out", tmp_path / "o.csv", "--rotations", 1).code == 0
+    expected = predict_images(files, mock_folder / IMAGES, 1, progress=False)
+    np.testing.assert_allclose(table_of(tmp_path, "o.csv"), expected, atol=1e-6)
+
+
+def test_too_large_to_release(members, scores, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr(predict, "LARGEST", 1000)
+    cli("release", *members, "--scores", scores, "--out", tmp_path / "out").refused("2 files", "MiB", "release fewer")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_scores_to_release(members, tmp_path, cli):
+    (tmp_path / "scores.json").write_text('{"profile": "smoke"}')
+    cli("release", *members, "--scores", tmp_path / "scores.json", "--out", tmp_path / "out").refused("has no score", "JSON")
+    cli("release", *members, "--scores", tmp_path / "none.json", "--out", tmp_path / "out").refused("cannot be read", "JSON")
+
+
+def test_the_package_holds_what_is_released():
+    "Whatever weights there are load, are small, have a card, and are in the package's files."
+    files = released()
+    assert sum(f.stat().st_size for f in files) <= predict.LARGEST
+    for file in files:
+        load_weights(file)
+        assert "twins" in file.with_suffix(".md").read_text()
+    assert "released/*" in (Path(__file__).parents[1] / "setup.py").read_text()
+
+
+def test_training_on_all_galaxies(mock_folder, scores, tmp_path, cli):
+    "What released weights come from: nothing is held out, and nothing is said about it."
+    options = [*TINY[4:], "--validation", 0, "--test", 0]
+    done = cli("train", mock_folder, "--out", tmp_path / "run", *options)
+    assert done.code == 0, done.err
+    history, header = pd.read_csv(tmp_path / "run/history.csv"), read_header(tmp_path / "run/weights.safetensors")
+    assert history.validation_rmse.isna().all() and np.isfinite(history.train_rmse).all()
+    assert header["trained_on"] == N and header["validation_rmse"] is None
+    [file] = release([tmp_path / "run/weights.safetensors"], scores, tmp_path / "released")
+    assert f"{N} galaxies" in file.with_suffix(".md").read_text()
+    assert cli("train", mock_folder, "--out", tmp_path / "run", *options).code == 0
+
+
+# Submissions
+
+SUBMISSION_DAMAGE = {
+    "a galaxy less": (lambda t: t[1:], ["lacks GalaxyID 100", "(1 such)"]),
+    "a galaxy more": (lambda t: pd.concat([t, t[:1].assign(GalaxyID=99)]), ["should not have GalaxyID 99"]),
+    "a galaxy twice": (lambda t: pd.concat([t, t[:1]]), ["GalaxyID 100 more than once"]),
+    "another order": (lambda t: t[["GalaxyID", *COLUMNS[1:], COLUMNS[0]]], ["has column Class1.2 where", "has Class1.1", "same order"]),
+    "IDs last": (lambda t: t[[*COLUMNS, "GalaxyID"]], ["has column Class1.1 where", "has GalaxyID"]),
+    "an index": (lambda t: t.reset_index(), ["has column index where", "has GalaxyID"]),
+    "a column more": (lambda t: t.assign(note=1), ["column note too many"]),
+    "a column less": (lambda t: t.drop(columns="Class7.2"), ["no column Class7.2"]),
+    "a hole": (lambda t: t.mask(t == t.iloc[2, 5]), ["GalaxyID 102", "is empty"]),
+    "too high": (lambda t: t.assign(**{"Class5.1": 1.01}), ["GalaxyID 100", "Class5.1 is 1.01", "0 to 1"]),
+    "too low": (lambda t: t.assign(**{"Class5.1": -0.2}), ["Class5.1 is -0.2", "0 to 1"]),
+}
+
+
+@pytest.fixture
+def submission() -> pd.DataFrame:
+    return predictions_table(np.arange(100, 130), np.random.default_rng(0).uniform(size=(30, 37)))
+
+
+@pytest.mark.parametrize("damage", SUBMISSION_DAMAGE)
+def test_bad_submission(damage, submission, tmp_path, cli):
+    act, words = SUBMISSION_DAMAGE[damage]
+    submission.to_csv(tmp_path / "like.csv", index=False)
+    act(submission).to_csv(tmp_path / "mine.csv", index=False)
+    cli("submission", tmp_path / "mine.csv", "--like", tmp_path / "like.csv").refused("mine.csv", *words)
+
+
+def test_good_submission(submission, tmp_path, cli):
+    "The rows' order does not count."
+    submission.to_csv(tmp_path / "like.csv", index=False)
+    submission[::-1].to_csv(tmp_path / "mine.csv.zip", index=False)
+    done = cli("submission", tmp_path / "mine.csv.zip", "--like", tmp_path / "like.csv")
+    assert done.code == 0 and "30 galaxies" in done.out
+    submission.to_parquet(tmp_path / "mine.parquet")
+    cli("submission", tmp_path / "mine.parquet", "--like", tmp_path / "like.csv").refused("mine.parquet", "is not a CSV file")
+
+
+def test_kaggles_file_and_ours_pass(real_folder, tmp_path):
+    like = real_folder / "central_pixel_benchmark.zip"
+    if not like.exists():
+        pytest.skip("Kaggle's benchmark file is not beside the galaxies")
+    assert check_submission(like, like) == 79975
+    labels = read_labels(next(real_folder.glob("training_solutions_rev1.*")))[COLUMNS].to_numpy()
+    write_predictions(training_mean(labels, read_table(like).GalaxyID), tmp_path / "mean.csv")
+    assert check_submission(tmp_path / "mean.csv", like) == 79975
+
+
+# Memory
+
+
+def memory_after(images: Path, weights: Path, out: Path) -> float:  # MB
+    "The private memory of a process that has predicted a folder, while it still holds what it needs for the table."
+    import torch
+
+    torch.set_num_threads(1)
+    peak, finish = [], predict._finish
+
+    def watched(*arguments):
+        done = finish(*arguments)
+        peak.append(private_memory())
+        return done
+
+    predict._finish = watched
+    predict_folder(images, out, [weights], **FEW)
+    return peak[0]
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="private memory is read from /proc, which is not here")
+def test_memory_does_not_grow_with_the_folder(mock_folder, weights, tmp_path):
+    "Ten times the images, and not a fifth more memory."
+    few, many = (in_fresh_process(memory_after, copies(mock_folder / IMAGES, tmp_path / f"{n}", n), weights, tmp_path / f"{n}.csv")
+                 for n in (100, 1000))
+    assert many < 1.2 * few
