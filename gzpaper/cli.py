@@ -76,7 +76,7 @@ def data_get(out: Annotated[Path, typer.Argument(help="the folder for the files"
     download(out)
     print(f"the challenge's files are in {out}")
 
-# %% ../nbs/12_cli.ipynb #93e18503
+# %% ../nbs/12_cli.ipynb #b4e57c32
 Size = Annotated[int, typer.Option(help="px of its input")]
 Field = Annotated[float, typer.Option(help="px of the original that the input spans")]
 Epochs = Annotated[int, typer.Option(help="how often each galaxy is seen")]
@@ -92,7 +92,7 @@ def train(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")],
     out: Annotated[Path, typer.Option(help="the folder of the run; the same command goes on with an unfinished one")],
-    validation: Annotated[int, typer.Option(help="galaxies in the validation part")] = 1000,
+    validation: Annotated[int, typer.Option(help="galaxies in the validation part; with --folds there is none")] = 1000,
     test: Annotated[int, typer.Option(help="galaxies in the test part, which is not used")] = 1000,
     params: Annotated[Optional[Path], typer.Option(help="a file of parameters, as `gzpaper tune` writes; options go before it")] = None,  # noqa: UP045
     model: Annotated[str, typer.Option(help="vgg7, vgg11, vgg16, resnet50 or resnet50_lora")] = "vgg7",
@@ -126,9 +126,10 @@ def train(
     from_file = flattened(read_yaml(params)) if params else {}
     spec = Spec.from_dict(nested(from_file | _given(context) | {"pretrained": pretrained_name(pretrained)}))
     chosen, side = pick_device(device), store_side(spec.size, spec.field)
+    trained_before = (out / "weights.safetensors").exists()
     with join(chosen) as world:
         with world.first():
-            galaxies = load_galaxies(data, out / f"store-{side}", side, validation, test).sealed()
+            galaxies = load_galaxies(data, out / f"store-{side}", side, 0 if spec.folds else validation, test).sealed()
         options = {"pretrained": pretrained, "compile": compile, "world": world}
         if spec.folds:
             scores = cross_validate(spec, galaxies, out, spec.fold, chosen, **options)
@@ -139,7 +140,8 @@ def train(
     if spec.folds:
         _print_folds(scores, spec.folds, out)
     else:
-        print(f"the weights are in {weights}, the history in {out / 'history.csv'}")
+        already = "trained already: " if trained_before else ""
+        print(f"{already}the weights are in {weights}, the history in {out / 'history.csv'}")
 
 
 SPEC_OPTIONS = {name: name for name in ("model", "size", "field", "epochs", "batch_size", "accumulate", "optimiser", "learning_rate",

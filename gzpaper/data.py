@@ -405,11 +405,13 @@ def _open_store(images: Images, path: Path, side: int) -> PixelStore | None:
         pass
     return None
 
-# %% ../nbs/01_data.ipynb #a3a8eb7a
+# %% ../nbs/01_data.ipynb #5de10d1c
 def read_table(
     path: str | Path,  # a CSV file, a zip of one, or .parquet: labels, predictions, or Kaggle's benchmarks
 ) -> pd.DataFrame:  # `GalaxyID` and the 37 columns, ascending by GalaxyID
     "A table in Kaggle's format. Raises `InputError` for a file that is none, and for duplicate GalaxyIDs."
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist: name a table in Kaggle's format")
     try:
         table = pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
     except _UNREADABLE as error:

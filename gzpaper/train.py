@@ -41,7 +41,7 @@ __all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'CHECK_EV
            'read_header', 'load_weights', 'World', 'join', 'can_compile', 'TrainingFailed', 'Training', 'autocast',
            'predict_batches', 'fit']
 
-# %% ../nbs/06_train.ipynb #9a48dd28
+# %% ../nbs/06_train.ipynb #7fea7bac
 def _number(name: str, value, kind: type) -> int | float:
     "A parameter's value as a whole or a real number."
     try:
@@ -94,7 +94,7 @@ class Spec:
         if self.batch_size < 2 * self.accumulate:
             raise InputError(f"accumulate is {self.accumulate}: a batch of {self.batch_size} has at most {self.batch_size // 2} parts")
         if "rank" in self.model_parameters and not self.pretrained:
-            raise InputError(f"{self.model} adapts features that have learned already: name them with --pretrained")
+            raise InputError(f"{self.model} adapts features that have learned already: name them with `gzpaper train --pretrained`")
 
     @classmethod
     def from_dict(cls, values: dict) -> Spec:
@@ -278,7 +278,7 @@ class Average:
         self.module.load_state_dict(state["module"])
         self.steps = state["steps"]
 
-# %% ../nbs/06_train.ipynb #3fdcd930
+# %% ../nbs/06_train.ipynb #4c190332
 @dataclass(frozen=True)
 class Input:
     "What a network expects to see."
@@ -314,10 +314,14 @@ def read_header(
         raise InputError(f"{path} does not exist: name a file of weights, such as runs/PROFILE/runs/KEY/weights.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["gzpaper"])
-        columns = about["columns"]
+            told = file.metadata() or {}
     except (SafetensorError, OSError):
         raise InputError(f"{path} is not a whole safetensors file: fetch it or train it again") from None
+    if "gzpaper adapters" in told:
+        raise InputError(f"{path} holds adapters alone: name weights.safetensors beside it, where they are merged")
+    try:
+        about = json.loads(told["gzpaper"])
+        columns = about["columns"]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path} holds the weights of another program: name a file that gzpaper has trained") from None
     if columns != COLUMNS:

@@ -201,7 +201,7 @@ def test_folds_of_different_trainings_are_not_mixed(difference, whole, tmp_path)
 
 def test_command(mock_folder, tmp_path, cli):
     "A fold alone, then all: the scores of each, their mean and their spread; a second time nothing is trained."
-    out, options = tmp_path / "run", ["--folds", 3, "--batch-size", 8]
+    out, options = tmp_path / "run", ["--folds", 3, "--batch-size", 8, "--validation", 1000]  # of which there is none
     command = ["train", mock_folder, "--out", out, *TINY, *options]
     alone = cli(*command, "--fold", 2)
     assert alone.code == 0 and not (out / "out_of_fold.csv").exists()
