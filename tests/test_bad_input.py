@@ -642,8 +642,8 @@ def test_call(call, mock_folder, tmp_path):
 
 
 PREDICTIONS = {  # how a predictions table is written from the labels, and what the message says apart from its name
-    "missing.csv": (lambda t, f: None, ["fetch it again"]),
-    "missing.parquet": (lambda t, f: None, ["fetch it again"]),
+    "missing.csv": (lambda t, f: None, ["does not exist"]),
+    "missing.parquet": (lambda t, f: None, ["does not exist"]),
     "text.parquet": (lambda t, f: f.write_text("no table"), ["fetch it again"]),
     "truncated.parquet": (lambda t, f: (t.to_parquet(f), f.write_bytes(f.read_bytes()[:-100])), ["fetch it again"]),
     "truncated.zip": (lambda t, f: (t.to_csv(f), f.write_bytes(f.read_bytes()[:1000])), ["fetch it again"]),
