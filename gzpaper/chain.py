@@ -152,10 +152,10 @@ def data_folder(
                          "DATA=path`; data/README.md says how to get them")
     return folder
 
-# %% ../nbs/11_chain.ipynb #dc9a2a22
+# %% ../nbs/11_chain.ipynb #c251b209
 RUN_FILES = ("spec.json", "history.csv", "predictions.parquet")  # what is kept of a run where it is published
 # Later fields of Spec, each with the value at which a training is what it was before the field existed: left out of the key.
-NEUTRAL = {"folds": 0, "fold": 0, "accumulate": 1, "pretrained": "", "model_parameters.batch_norm": True}
+NEUTRAL = {"folds": 0, "fold": 0, "accumulate": 1, "pretrained": "", "galaxies": 0, "model_parameters.batch_norm": True}
 TRAINING_MODULES = ("tree", "data", "loader", "models", "train", "predict")
 
 
