@@ -8,7 +8,6 @@ from gzpaper import chain
 from gzpaper.train import Spec, split_rows
 from gzpaper.tree import InputError
 
-
 # Nested subsets
 
 
