@@ -157,7 +157,7 @@ def training_curves(
     ax.legend()
     return ax
 
-# %% ../nbs/10_plots.ipynb #ee778190
+# %% ../nbs/10_plots.ipynb #68a47197
 def sample_size_curve(
     scores: pd.DataFrame,  # galaxies, rmse: a row a training
     curve: pd.DataFrame,  # galaxies, rmse, low, high: the fit
@@ -179,7 +179,7 @@ def sample_size_curve(
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.tick_params(axis="x", rotation=45)
-    ax.secondary_yaxis("right", functions=(lambda y: y / base, lambda s: s * base)).set_ylabel("skill: RMSE / that of the training mean")
+    ax.secondary_yaxis("right", functions=(lambda y: y / base, lambda s: s * base)).set_ylabel("skill: RMSE / training mean's")
     ax.legend()
     return ax
 
