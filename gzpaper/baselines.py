@@ -13,7 +13,7 @@ from .data import Galaxies, PixelStore
 from .tree import COLUMNS, InputError, predictions_table
 
 # %% auto #0
-__all__ = ['all_ones', 'all_zeros', 'training_mean', 'central_pixel', 'benchmarks']
+__all__ = ['LEADERBOARD', 'CHALLENGE_MEAN', 'all_ones', 'all_zeros', 'training_mean', 'central_pixel', 'benchmarks']
 
 # %% ../nbs/03_baselines.ipynb #795915d9
 def all_ones(
@@ -64,3 +64,9 @@ def benchmarks(
     ids = galaxies.ids[rows]
     return {"all ones": all_ones(ids), "all zeros": all_zeros(ids), "training mean": training_mean(galaxies.labels[train], ids),
             "central pixel": central_pixel(galaxies, train, rows)}
+
+# %% ../nbs/03_baselines.ipynb #c737d374
+# Private RMSE of the first ten teams, from table 2 of the report of https://github.com/tund/kaggle-galaxy-zoo
+LEADERBOARD = {"sedielem": 0.07492, "Milakov": 0.07753, "6789": 0.07869, "simon": 0.07951, "J. de Wit": 0.07953, "2numbers 2many": 0.07964,
+               "Keisler": 0.08072, "Voyager": 0.08083, "SuperDeep": 0.08246, "Owen": 0.08304}
+CHALLENGE_MEAN = 0.16390  # RMSE of the training mean

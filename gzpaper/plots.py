@@ -16,9 +16,10 @@ from .tree import COLUMNS, QUESTIONS
 
 # %% auto #0
 __all__ = ['COLUMN_WIDTH', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'SKY', 'STYLE', 'use_style', 'gallery', 'label_histogram',
-           'score_dots', 'difference_dots', 'learning_curves', 'training_curves', 'search_history', 'trial_curves',
-           'parallel_coordinates', 'slice_dots', 'importance_bars', 'question_dots', 'predicted_against_true',
-           'accuracy_dots', 'confusion_grid', 'calibration_curves', 'selective_curves', 'attention_maps', 'path_panel']
+           'score_dots', 'difference_dots', 'learning_curves', 'training_curves', 'sample_size_curve', 'headline_dots',
+           'search_history', 'trial_curves', 'parallel_coordinates', 'slice_dots', 'importance_bars', 'question_dots',
+           'predicted_against_true', 'accuracy_dots', 'confusion_grid', 'calibration_curves', 'selective_curves',
+           'attention_maps', 'path_panel']
 
 # %% ../nbs/10_plots.ipynb #646deae7
 COLUMN_WIDTH = 3.5  # inches: one column of a journal page; two are 7.2
@@ -155,6 +156,53 @@ def training_curves(
     ax.set(xlabel="epoch", ylabel="RMSE", ylim=(0.95 * low, 1.1 * high))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
+    return ax
+
+# %% ../nbs/10_plots.ipynb #68a47197
+def sample_size_curve(
+    scores: pd.DataFrame,  # galaxies, rmse: a row a training
+    curve: pd.DataFrame,  # galaxies, rmse, low, high: the fit
+    base: float,  # RMSE of the training mean
+    reference: float,  # a skill to draw as a line
+    label: str,  # what the line is
+    ax: Axes | None = None,
+) -> Axes:
+    "RMSE and skill against the number of training galaxies."
+    ax = _axes(ax, COLUMN_WIDTH, 2.8)
+    end = int((curve.galaxies <= scores.galaxies.max()).sum())
+    ax.fill_between(curve.galaxies, curve.low, curve.high, color=BLUE, alpha=0.15, linewidth=0)
+    for part, style in ((curve[:end], "-"), (curve[max(0, end - 1):], "--")):
+        ax.plot(part.galaxies, part.rmse, style, color=BLUE, label="fit" if style == "-" else "extrapolated")
+    ax.plot(scores.galaxies, scores.rmse, "o", color=BLUE, markersize=3.5, markerfacecolor="white", markeredgewidth=0.8, label="trainings")
+    ax.axhline(reference * base, color=ORANGE, linestyle=":", label=label)
+    ax.set(xlabel="training galaxies", ylabel="RMSE", xscale="log")
+    ax.xaxis.set_major_locator(FixedLocator([n * 10**k for k in range(1, 6) for n in (1, 2, 5)]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.tick_params(axis="x", rotation=45)
+    ax.secondary_yaxis("right", functions=(lambda y: y / base, lambda s: s * base)).set_ylabel("skill: RMSE / training mean's")
+    ax.legend()
+    return ax
+
+# %% ../nbs/10_plots.ipynb #e18bb0cd
+def headline_dots(
+    scores: pd.DataFrame,  # name, networks, rmse, low, high
+    ax: Axes | None = None,
+) -> Axes:
+    "RMSE with its interval, a row a method, in the table's order."
+    ax = _axes(ax, COLUMN_WIDTH, 0.6 + 0.28 * len(scores))
+    y = np.arange(len(scores))[::-1]
+    for several, fill, label in ((False, BLUE, "one network"), (True, "white", "ensemble")):
+        some = ((scores.networks > 1) == several).to_numpy()
+        part = scores[some]
+        ax.errorbar(part.rmse, y[some], xerr=[part.rmse - part.low, part.high - part.rmse], fmt="o", color=BLUE, markersize=4, capsize=2,
+                    markerfacecolor=fill, label=label)
+    for position, value in zip(y, scores.rmse):
+        ax.annotate(f"{value:.4f}", (value, position), (0, 5), textcoords="offset points", ha="center", fontsize=6.5)
+    ax.set_yticks(y, scores.name)
+    ax.set(xlabel="RMSE", ylim=(-0.6, len(scores) - 0.3))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
     return ax
 
 # %% ../nbs/10_plots.ipynb #45898624

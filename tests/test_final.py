@@ -1,0 +1,145 @@
+"""Nested subsets for the learning curve, and the test part, which one section opens."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import assert_says, toy_galaxies
+
+from gzpaper import chain
+from gzpaper.chain import more_predictions
+from gzpaper.data import Galaxies
+from gzpaper.train import Spec, split_rows
+from gzpaper.tree import COLUMNS, InputError
+
+# Nested subsets
+
+
+@pytest.mark.parametrize("folds", [{}, {"folds": 3, "fold": 2}], ids=["parts", "folds"])
+def test_subsets_are_nested_and_learn_from_no_one_held_out(folds, tmp_path):
+    galaxies = toy_galaxies(tmp_path, train=60, validation=20, test=10)
+    learned, held_out = split_rows(Spec(**folds), galaxies)
+    before = set()
+    for n in (2, 15, 30):
+        some, others = split_rows(Spec(galaxies=n, **folds), galaxies)
+        np.testing.assert_array_equal(others, held_out)
+        assert len(some) == n and before < set(some) < set(learned) and (np.diff(some) > 0).all()
+        before = set(some)
+
+
+def test_a_subset_is_a_sample_of_all_ids(tmp_path):
+    "The first by the hash, not the first in the folder: their mean position is that of all."
+    galaxies = toy_galaxies(tmp_path, train=2000, validation=10)
+    some = split_rows(Spec(galaxies=400), galaxies)[0]
+    assert abs(some.mean() / 1000 - 1) < 0.1
+
+
+@pytest.mark.parametrize("n", [60, 61])
+def test_a_subset_is_smaller_than_all(n, tmp_path):
+    with pytest.raises(InputError) as refusal:
+        split_rows(Spec(galaxies=n), toy_galaxies(tmp_path, train=60, validation=20))
+    assert_says(str(refusal.value), f"galaxies is {n}", "60 to learn from", "0, which is all")
+
+
+def test_a_subset_is_not_negative():
+    with pytest.raises(InputError, match="galaxies is -1: it takes 0 or more"):
+        Spec(galaxies=-1)
+
+
+def test_the_new_field_names_runs_anew_only_where_it_is_used():
+    "Published runs keep their keys."
+    assert chain.run_key(Spec(galaxies=5).to_dict(), "") != chain.run_key(Spec().to_dict(), "")
+    runs = sorted((chain.root() / "paper/runs").glob("*"))
+    for run in (chain.Run(folder.name, folder) for folder in runs):
+        assert chain.run_key(Spec.from_dict(run.about["spec"]).to_dict(), run.about["galaxies"], run.about["recipe"]) == run.key
+    assert runs
+
+
+# Further predictions of a run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[chain.Run, Galaxies]:
+    "A run of one epoch on toy galaxies."
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run")
+    galaxies = toy_galaxies(folder / "store", train=50, validation=10, test=12).sealed()
+    spec = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=1, batch_size=16)
+    return chain.run(spec, galaxies, folder / "runs", device="cpu"), galaxies
+
+
+@pytest.mark.parametrize("part, rows", [("test", "test"), ("held_out", "validation")])
+def test_further_predictions_are_of_the_part_that_is_asked_for(part, rows, trained):
+    run, galaxies = trained
+    one, many = (more_predictions(run, galaxies, part, views, "cpu") for views in (1, 16))
+    for table in (one, many):
+        assert table.GalaxyID.tolist() == galaxies.ids[galaxies.rows(rows)].tolist()
+        assert np.isfinite(table[COLUMNS].to_numpy()).all()
+    assert not one.equals(many)
+    if part == "held_out":
+        pd.testing.assert_frame_equal(many, run.predictions, atol=2e-3)
+
+
+def test_further_predictions_are_small_and_outlive_the_weights(trained):
+    run, galaxies = trained
+    before = more_predictions(run, galaxies, "test", 16, "cpu")
+    weights, elsewhere = run.folder / "weights.safetensors", run.folder / "elsewhere"
+    weights.rename(elsewhere)
+    try:
+        pd.testing.assert_frame_equal(more_predictions(run, galaxies, "test", 16, "cpu"), before)
+        (run.folder / "test-1.parquet").unlink(missing_ok=True)
+        with pytest.raises(InputError) as refusal:
+            more_predictions(run, galaxies, "test", 1, "cpu")
+        assert_says(str(refusal.value), run.key, "test-1.parquet", "nor weights", "make reproduce")
+    finally:
+        elsewhere.rename(weights)
+    assert pd.read_parquet(run.folder / "test-16.parquet")[COLUMNS].dtypes.eq(np.float16).all()
+
+
+# The test part
+
+
+def test_one_notebook_opens_the_test_part_once():
+    folder = chain.root() / "nbs/paper"
+    called = {path.stem: path.read_text().count("open_test") for path in folder.glob("*.ipynb")}
+    assert {name for name, times in called.items() if times} == {chain.OPENS_TEST} and called[chain.OPENS_TEST] == 1
+
+
+@pytest.fixture
+def section(mock_folder, tmp_path, monkeypatch):
+    "A section on 40 mock galaxies, by its name."
+    monkeypatch.setenv("GZPAPER_RUNS", str(tmp_path))
+    common = {"profile": "none", "data": str(mock_folder), "mock_galaxies": 0, "seed": 0, "validation": 8, "test": 8}
+    return lambda name: chain.Section(name, **common)
+
+
+def test_no_other_section_can_open_it(section):
+    other = section("01_dataset")
+    with pytest.raises(InputError) as refusal:
+        other.open_test(other.galaxies(16, 212.0))
+    assert_says(str(refusal.value), "01_dataset", "09_final alone")
+    assert other.test_part == "sealed"
+
+
+def test_what_is_opened_are_the_labels_of_the_same_galaxies(section, mock_folder):
+    final = section(chain.OPENS_TEST)
+    sealed = final.galaxies(16, 212.0)
+    opened = final.open_test(sealed)
+    np.testing.assert_array_equal(opened.ids, sealed.ids)
+    test = sealed.part == "test"
+    assert np.isnan(sealed.labels[test]).all() and opened.digest == sealed.digest
+    np.testing.assert_array_equal(opened.labels[~test], sealed.labels[~test])
+    labels = pd.read_csv(mock_folder / "training_solutions_rev1.csv").set_index("GalaxyID").loc[opened.ids, COLUMNS]
+    np.testing.assert_array_equal(opened.labels, labels.to_numpy(np.float32))
+
+
+def test_provenance_says_whether_it_was_opened(section, tmp_path):
+    final = section(chain.OPENS_TEST)
+    galaxies, table = final.galaxies(16, 212.0), pd.DataFrame({"n": [1]})
+    final.table("before", table, "")
+    final.open_test(galaxies)
+    final.table("after", table, "")
+    said = {name: json.loads((tmp_path / f"none/tables/{name}.json").read_text())["test_part"] for name in ("before", "after")}
+    assert said == {"before": "sealed", "after": "opened"}
