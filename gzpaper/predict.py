@@ -469,7 +469,7 @@ def bad_path(
     "Where the images are listed that had to be skipped."
     return Path(out).with_suffix(".bad.csv")
 
-# %% ../nbs/08_predict.ipynb #c845b5e4
+# %% ../nbs/08_predict.ipynb #7df5a8f5
 LARGEST = 9 * 2**20  # bytes of all released weights together
 
 
@@ -519,6 +519,8 @@ def _read_scores(path: str | Path) -> dict[str, float]:
 def _halved(path: str | Path) -> tuple[bytes, dict]:
     "A file of weights in half precision, and its header."
     model, _, about = load_weights(path)
+    if about.get("validation_rmse") is not None:
+        raise InputError(f"{path} was trained with galaxies held out, which its card denies: train with --validation 0 --test 0")
     state = {name: (value.half() if value.ndim > 1 else value).contiguous() for name, value in model.state_dict().items()}
     wrong = next((name for name, value in state.items() if not value.isfinite().all()), None)
     if wrong:

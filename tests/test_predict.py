@@ -26,7 +26,7 @@ from gzpaper.predict import (
     released,
     write_predictions,
 )
-from gzpaper.train import load_weights, read_header
+from gzpaper.train import Spec, load_weights, read_header, save_weights
 from gzpaper.tree import COLUMNS, InputError, predictions_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -272,6 +272,12 @@ def test_too_large_to_release(members, scores, tmp_path, cli, monkeypatch):
     monkeypatch.setattr(predict, "LARGEST", 1000)
     cli("release", *members, "--scores", scores, "--out", tmp_path / "out").refused("2 files", "MiB", "release fewer")
     assert not (tmp_path / "out").exists()
+
+
+def test_only_networks_that_saw_all_are_released(members, scores, tmp_path, cli):
+    model, expects, about = load_weights(members[0])
+    save_weights(tmp_path / "w.safetensors", model, Spec.from_dict(about["spec"]), expects, validation_rmse=0.1)
+    cli("release", tmp_path / "w.safetensors", "--scores", scores, "--out", tmp_path / "out").refused("held out", "--validation 0 --test 0")
 
 
 def test_no_scores_to_release(members, tmp_path, cli):
