@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OPTIONS = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
-.PHONY: help install reproduce figures report publish test readme lab
+.PHONY: help install reproduce figures report publish test readme colab lab
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -46,6 +46,9 @@ test: .venv/.installed  ## the notebooks, the exported code, the chain on a smal
 readme: $(INSTALLED)  ## make README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --execute --no-input --stdout nbs/index.ipynb > $(README).partial
 	@sed 's#](\.\./#](#g' $(README).partial > $(README) && rm $(README).partial
+
+colab: $(INSTALLED)  ## write the Colab badge and the first cell of every notebook
+	$(BIN)/python tests/colab.py
 
 lab: .venv/.installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
