@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from gzpaper.cli import main
 from gzpaper.data import Galaxies, KaggleFolder, PixelStore
 from gzpaper.models import build_model
 from gzpaper.train import Input, Spec, save_weights
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, all processes of the tests would ignore Ctrl-C
 
 DEEP = ("--validation", 8, "--test", 8, "--size", 32, "--epochs", 1, "--batch-size", 12, "--device", "cpu")
 TINY = (*DEEP, "--width", 2)  # of vgg7

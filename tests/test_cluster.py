@@ -101,7 +101,7 @@ def test_out_of_time_it_goes_on_later_if_it_got_anywhere(start, tmp_path, epochs
 
 def test_a_tuning_stopped_by_slurm_goes_on(start, mock_folder, tmp_path):
     "Shortly before its time is up a job puts its trial back into the study's queue, and itself into Slurm's."
-    (tmp_path / "space.yaml").write_text("{model: vgg7, size: 32, batch_size: 12, epochs: 40, full_epochs: 1, "
+    (tmp_path / "space.yaml").write_text("{model: vgg7, size: 32, batch_size: 12, epochs: 200, full_epochs: 1, "
                                          "learning_rate: {low: 0.001, high: 0.002}, model_parameters: {width: 2}}")
     job = {"DATA": mock_folder, "SPACE": "space.yaml", "OUT": "out", "TRIALS": 1, "ROUNDS": 0, "SLURM_ARRAY_JOB_ID": 7,
            "SLURM_ARRAY_TASK_ID": 2, "EXTRA": "--validation 8 --test 8"}
@@ -113,4 +113,4 @@ def test_a_tuning_stopped_by_slurm_goes_on(start, mock_folder, tmp_path):
     assert (tmp_path / "scontrol.log").read_text() == "requeue 7_2\n"
     assert start(root() / "cluster/tune.slurm", **job).wait(120) == 0, (tmp_path / "job.log").read_text()
     again = tune.take_study(tune.open_storage(str(tmp_path / "out/study.journal"))).trials[1]
-    assert tune.retry.retry_history(again) == [0] and again.last_step == 40
+    assert tune.retry.retry_history(again) == [0] and again.last_step == 200
