@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 
 # %% auto #0
-__all__ = ['QUESTIONS', 'COLUMNS', 'AFTER_STAR', 'SUM_TOLERANCE', 'InputError', 'Question', 'to_conditional', 'to_labels',
-           'asked', 'predictions_table', 'check_labels', 'draw_tree']
+__all__ = ['QUESTIONS', 'COLUMNS', 'IN_WORDS', 'AFTER_STAR', 'SUM_TOLERANCE', 'InputError', 'Question', 'to_conditional',
+           'to_labels', 'asked', 'predictions_table', 'check_labels', 'draw_tree']
 
 # %% ../nbs/00_tree.ipynb #5c940ba5
 class InputError(ValueError):
     "An input that cannot be used: the message names the file, row or value, and the remedy."
 
-# %% ../nbs/00_tree.ipynb #33425355
+# %% ../nbs/00_tree.ipynb #5f9f791d
 @dataclass(frozen=True)
 class Question:
     "One question of the tree."
@@ -29,6 +29,11 @@ class Question:
     start: int  # where the first answer stands among the 37 columns
     parent: str | None  # the column that the answers sum to; None: they sum to 1
     codes: tuple[str, ...]  # GZ2's names of the answers: `a<number>_<answer>`
+
+    @property
+    def title(self) -> str:
+        "The name in plain words."
+        return {"edgeon": "edge-on", "odd": "anything odd", "rounded": "roundness"}.get(self.name, self.name.replace("_", " "))
 
     @property
     def slice(self) -> slice:
@@ -48,9 +53,9 @@ class Question:
     @property
     def answers(self) -> list[str]:
         "The answers in plain words."
-        return [code.split("_", 1)[1].replace("_", " ") for code in self.codes]
+        return [code.split("_", 1)[1].replace("_", " ").replace("cant", "can't") for code in self.codes]
 
-# %% ../nbs/00_tree.ipynb #342c35c1
+# %% ../nbs/00_tree.ipynb #b9c4e580
 QUESTIONS = (
     Question(1, "smooth_or_features", "Is the galaxy simply smooth and rounded, with no sign of a disk?", 0, None,
              ("a01_smooth", "a02_features_or_disk", "a03_star_or_artifact")),
@@ -70,6 +75,9 @@ QUESTIONS = (
              ("a31_1", "a32_2", "a33_3", "a34_4", "a36_more_than_4", "a37_cant_tell")),
 )
 COLUMNS = [column for question in QUESTIONS for column in question.columns]
+_ABOUT = {2: "edge-on", 5: "bulge", 6: "odd", 9: "bulge", 10: "arms", 11: "arms"}  # what an answer of few words is about
+IN_WORDS = {column: answer.removesuffix(" or disk") if _ABOUT.get(q.number, "") in answer else f"{_ABOUT[q.number]} {answer}"
+            for q in QUESTIONS for column, answer in zip(q.columns, q.answers)}  # each label in words, for captions
 # [37]: the answers to questions 6 and 8, which are shares of those who did not say "star"; all others are shares of everybody
 AFTER_STAR = np.array([question.number in (6, 8) for question in QUESTIONS for _ in question.codes])
 
@@ -161,7 +169,7 @@ def check_labels(
                   for problem, (bad, value) in problems.items() for i in np.flatnonzero(bad)]
     return pd.DataFrame(found, columns=["GalaxyID", "question", "problem", "value"])
 
-# %% ../nbs/00_tree.ipynb #50e29ce8
+# %% ../nbs/00_tree.ipynb #e25dee8f
 # Left edge and top of each question's box, in the drawing's units: one is the height of a line of text.
 _PLACES = {1: (0, 0), 7: (9, 7), 2: (9, 1), 6: (9, -4), 9: (18, 7), 3: (18, 2), 4: (18, -2), 5: (18, -6), 8: (18, -12),
            10: (27, 1), 11: (27, -4)}
@@ -175,9 +183,9 @@ def _draw_question(ax, question: Question):
     x, y = _PLACES[question.number]
     height = len(question.codes) + 1
     ax.add_patch(FancyBboxPatch((x, y - height), _WIDTH, height, boxstyle="round,pad=0.15", facecolor="#eef3f9", edgecolor="0.5"))
-    ax.text(x + 0.2, y - 0.5, f"{question.number} {question.name.replace('_', ' ')}", va="center", fontsize=8, weight="bold")
+    ax.text(x + 0.2, y - 0.5, f"{question.number} {question.title}", va="center", fontsize=7, weight="bold")
     for i, answer in enumerate(question.answers):
-        ax.text(x + 0.5, y - 1.5 - i, answer, va="center", fontsize=8)
+        ax.text(x + 0.5, y - 1.5 - i, answer, va="center", fontsize=7)
 
 
 def draw_tree(
@@ -186,7 +194,7 @@ def draw_tree(
     "The decision tree: each question with its answers, an arrow from an answer to the question that it opens."
     from matplotlib import pyplot as plt
 
-    ax = ax or plt.subplots(figsize=(9, 6.5))[1]
+    ax = ax or plt.subplots(figsize=(7.2, 5.6))[1]
     for question in QUESTIONS:
         _draw_question(ax, question)
         if question.parent:

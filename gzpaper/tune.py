@@ -48,8 +48,8 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 __all__ = ['REFUSED', 'HEARTBEAT_S', 'retry', 'retry_dead', 'STALE_S', 'POLL_S', 'OF_ONE_TRAINING', 'Space', 'read_space',
            'open_storage', 'storage_errors', 'first_number', 'NumberedSampler', 'suggest', 'defaults', 'Halving',
            'replaced', 'made_of', 'open_study', 'take_study', 'Tuning', 'galaxies_of', 'stale', 'enqueue', 'status',
-           'search', 'completed', 'Candidate', 'candidates', 'train_in_full', 'hold_round', 'tune', 'is_finished',
-           'rounds_of', 'changed', 'tell_round', 'write_params', 'publish_study']
+           'search', 'completed', 'trial_table', 'Candidate', 'candidates', 'train_in_full', 'hold_round', 'tune',
+           'is_finished', 'rounds_of', 'changed', 'tell_round', 'write_params', 'publish_study']
 
 # %% ../nbs/09_tune.ipynb #a5cd74cf
 @dataclass(frozen=True)
@@ -502,7 +502,7 @@ def status(
              "seconds": t.user_attrs.get("seconds"), "worker": t.user_attrs.get("worker", ""), **t.params} for t in shown]
     return pd.DataFrame(rows).sort_values(["state", "rmse"], ignore_index=True) if rows else pd.DataFrame(columns=["state"])
 
-# %% ../nbs/09_tune.ipynb #0de7261e
+# %% ../nbs/09_tune.ipynb #2b7b3788
 POLL_S = 5
 
 
@@ -585,6 +585,15 @@ def _short(value) -> str:
 def completed(study: Study) -> list[FrozenTrial]:  # best first
     "The trials that were trained to their end."
     return sorted((t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE), key=lambda t: t.value)
+
+
+def trial_table(study: Study) -> pd.DataFrame:  # a trial a row: number, complete, rmse, epochs, seconds, and its parameters
+    "The trials that have ended, complete or pruned, and the RMSE that each came to."
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.last_step]
+    return pd.DataFrame([{"number": t.number, "complete": t.state == TrialState.COMPLETE,
+                          "rmse": t.value if t.state == TrialState.COMPLETE else t.intermediate_values[t.last_step],
+                          "epochs": t.user_attrs["epochs"], "seconds": t.user_attrs["seconds"],
+                          **{name.split(".")[-1]: value for name, value in t.params.items()}} for t in ended])
 
 # %% ../nbs/09_tune.ipynb #b2c09446
 @dataclass(frozen=True)
