@@ -286,7 +286,7 @@ def _print_evaluation(tables: dict, galaxies: int, against: Path | None):
         found = "not resolved" if pair.low <= 0 <= pair.high else "lower" if pair.difference < 0 else "higher"
         print(f"minus that of {against}: {pair.difference:+.5f} ({pair.low:+.5f} to {pair.high:+.5f}), {found} for these two tables")
 
-# %% ../nbs/12_cli.ipynb #13da4ba0
+# %% ../nbs/12_cli.ipynb #2df321d8
 Out = Annotated[Path, typer.Option(help="the folder of trainings, and of the study")]
 Storage = Annotated[Optional[str], typer.Option(help="a .db or .journal file, or postgresql://...; study.db in the folder")]  # noqa: UP045
 Name = Annotated[Optional[str], typer.Option(help="of the study; the name of the file of what is searched")]  # noqa: UP045
@@ -321,6 +321,8 @@ def tune(
 
     if data is None:
         raise InputError("no galaxies are named: add --data FOLDER, in Kaggle's layout (`gzpaper data mock` draws some)")
+    if validation < 1:
+        raise InputError(f"validation is {validation}: parameters are judged by the validation part, give it galaxies")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters stop a job: like Ctrl-C, the trial goes back into the queue
     tuner, params, name = _tuner(), params or out / "params.yaml", name or space.stem
     found = tuner.read_space(space)
@@ -334,7 +336,7 @@ def tune(
         print(f"{len(study.trials)} trials are in study '{name}'; `gzpaper tune status --out {out}` shows them")
         return
     best = tuner.tune(study, tuning, trials, rounds, seeds)
-    about = f"study {name}, {tuner.tell_round(tuner.rounds_of(study)[-1])}"
+    about = f"study {name}, {tuner.tell_round(tuner.rounds_of(study)[:rounds][-1])}"
     tuner.write_params(params, found.spec(best.parameters, epochs=found.full_epochs), about)
     print(f"the best parameters are in {params}: use them with `gzpaper train --params {params}`")
 

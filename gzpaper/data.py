@@ -35,8 +35,8 @@ from .tree import COLUMNS, InputError, check_labels
 # %% auto #0
 __all__ = ['KINDS', 'CROP', 'CHALLENGE_IMAGES', 'COMPETITION', 'FILES', 'atomic', 'exclusive', 'check_output', 'read_yaml',
            'Images', 'decode', 'area_weights', 'scale_area', 'PixelStore', 'pixel_digest', 'Stamp', 'stamps',
-           'pixel_store', 'read_table', 'read_labels', 'split', 'folds', 'dieleman_split', 'KaggleFolder', 'Galaxies',
-           'label_digests', 'load_galaxies', 'sample_table', 'write_sample', 'check_folder', 'download']
+           'pixel_store', 'read_table', 'check_ids', 'read_labels', 'split', 'folds', 'dieleman_split', 'KaggleFolder',
+           'Galaxies', 'label_digests', 'load_galaxies', 'sample_table', 'write_sample', 'check_folder', 'download']
 
 # %% ../nbs/01_data.ipynb #465528f6
 @contextmanager
@@ -122,7 +122,7 @@ def read_yaml(
         raise InputError(f"{path} is not a list of `name: value`: correct it")
     return found
 
-# %% ../nbs/01_data.ipynb #6fa66858
+# %% ../nbs/01_data.ipynb #f51ae7b9
 _UNREADABLE = (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what zipfile and pandas raise for damaged files
 KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".fits": "FITS"}  # what an image is, by the end of its name
 
@@ -147,6 +147,7 @@ class Images:
         order = np.argsort(ids, kind="stable")
         self.ids = ids[order]  # [N] GalaxyIDs
         self.names = [entries[i][0] for i in order]  # [N] paths inside the folder or zip
+        self.versions = [entries[i][1] for i in order]  # [N] what changes when a file does
         if len(np.unique(self.ids)) < len(self.ids):
             twice = self.ids[1:][self.ids[1:] == self.ids[:-1]][0]
             raise InputError(f"{path} has two images of GalaxyID {twice}: remove one")
@@ -196,11 +197,11 @@ class Images:
                              "add the images or remove their rows")
         chosen = object.__new__(Images)
         chosen.path, chosen.kinds, chosen.ids = self.path, self.kinds, ids
-        chosen.names = [self.names[rows[str(i)]] for i in ids.tolist()]
+        chosen.names, chosen.versions = ([own[rows[str(i)]] for i in ids.tolist()] for own in (self.names, self.versions))
         chosen.fingerprint = hashlib.sha256(f"{self.fingerprint} {chosen.ids.tolist()}".encode()).hexdigest()
         return chosen
 
-# %% ../nbs/01_data.ipynb #9c50ebaa
+# %% ../nbs/01_data.ipynb #87403249
 CROP = 232  # px: the central part of an original that is used
 
 
@@ -219,9 +220,11 @@ def decode(
             raise InputError(f"{name} has the colours {image.mode}, not RGB: convert it")
         middle = _middle(image.height, image.width, name)
         return np.asarray(image)[middle]
+    except InputError:
+        raise
     except UnidentifiedImageError:
         raise InputError(f"{name} is not an image: fetch it again or remove it") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls a broken PNG a syntax error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow calls a broken PNG a syntax error
         raise InputError(f"{name} is damaged ({error}): fetch it again or remove it") from None
 
 
@@ -232,9 +235,10 @@ def _middle(height: int, width: int, name: str) -> tuple[slice, slice]:
     top, left = (height - CROP) // 2, (width - CROP) // 2
     return slice(top, top + CROP), slice(left, left + CROP)
 
-# %% ../nbs/01_data.ipynb #f67fa2fa
+# %% ../nbs/01_data.ipynb #d38046b4
 _LUPTON = {"stretch": 1.11, "Q": 8.881}  # arcsinh(8 I) / 8: Q / stretch is 8, and so is 10 arcsinh(Q / 10)
 _BAND_WEIGHTS = (2.4, 1.65, 1.4)  # of g, r and i
+_NO_BAND = {"ERR", "DQ", "WHT", "VAR", "IVAR", "MASK"}  # what telescopes' pipelines put beside an image
 
 
 def _decode_fits(
@@ -256,20 +260,21 @@ def _decode_fits(
 
 
 def _fits_planes(data: bytes, name: str) -> list[np.ndarray]:
-    "The first three planes of a cube, or the first three images of a FITS file, [H, W] each."
+    "The planes of a cube of three, or the three images of a FITS file, [H, W] each."
     from astropy.io import fits
 
     try:
         with warnings.catch_warnings(action="ignore"), fits.open(io.BytesIO(data), memmap=False) as file:
-            found = [hdu.data for hdu in file if hdu.is_image and hdu.data is not None]
+            images = [hdu for hdu in file if hdu.is_image and hdu.data is not None]
+            found, names = [hdu.data for hdu in images], [hdu.name for hdu in images]
     except Exception as error:  # a damaged file can make astropy raise anything
         raise InputError(f"{name} is damaged ({error}): fetch it again or remove it") from None
     if found and found[0].ndim == 3 and 3 in (found[0].shape[0], found[0].shape[2]):
         found = list(found[0] if found[0].shape[0] == 3 else np.moveaxis(found[0], 2, 0))
-    if len(found) < 3 or any(plane.ndim != 2 or plane.shape != found[0].shape for plane in found[:3]):
-        shapes = ", ".join(str(list(plane.shape)) for plane in found) or "no image"
+    if len(found) != 3 or _NO_BAND & set(names) or any(plane.ndim != 2 or plane.shape != found[0].shape for plane in found):
+        shapes = ", ".join(f"{of} {list(plane.shape)}".strip() for of, plane in zip([*names, *[""] * 3], found)) or "no image"
         raise InputError(f"{name} holds {shapes}: it needs three bands in the order g, r, i, as a cube or as three images of one size")
-    return [np.asarray(plane, np.float64) for plane in found[:3]]
+    return [np.asarray(plane, np.float64) for plane in found]
 
 # %% ../nbs/01_data.ipynb #ba80215c
 @lru_cache
@@ -405,7 +410,7 @@ def _open_store(images: Images, path: Path, side: int) -> PixelStore | None:
         pass
     return None
 
-# %% ../nbs/01_data.ipynb #5de10d1c
+# %% ../nbs/01_data.ipynb #63bf996e
 def read_table(
     path: str | Path,  # a CSV file, a zip of one, or .parquet: labels, predictions, or Kaggle's benchmarks
 ) -> pd.DataFrame:  # `GalaxyID` and the 37 columns, ascending by GalaxyID
@@ -419,6 +424,8 @@ def read_table(
     missing = [c for c in ["GalaxyID", *COLUMNS] if c not in table.columns]
     if missing:
         raise InputError(f"{path} has no column {missing[0]}: it needs GalaxyID and the 37 columns Class1.1 to Class11.6")
+    if pd.api.types.is_string_dtype(table.GalaxyID) and table.GalaxyID.astype(str).str.fullmatch("[0-9]{1,18}").all():
+        table["GalaxyID"] = table.GalaxyID.astype(np.int64)  # as a Parquet file may keep them
     text = [c for c in COLUMNS if not pd.api.types.is_numeric_dtype(table[c])]
     if text:
         row = table[pd.to_numeric(table[text[0]], errors="coerce").isna() & table[text[0]].notna()].iloc[0]
@@ -429,12 +436,20 @@ def read_table(
     return table[["GalaxyID", *COLUMNS]].sort_values("GalaxyID", ignore_index=True)
 
 
-def _label_table(path: Path) -> pd.DataFrame:
-    "A table whose GalaxyIDs are whole numbers, as those of labelled galaxies have to be."
-    table = read_table(path)
+def check_ids(
+    path: str | Path,  # of the table, for the message
+    table: pd.DataFrame,
+):
+    "Make sure that GalaxyIDs are whole numbers, as Kaggle's are. Raises `InputError` with the first that is not."
     if not pd.api.types.is_integer_dtype(table.GalaxyID):
         value = next(i for i in table.GalaxyID if not str(i).isdecimal())
         raise InputError(f"{path}: GalaxyID '{value}' is not a whole number: correct or remove this row")
+
+
+def _label_table(path: Path) -> pd.DataFrame:
+    "A table of labelled galaxies."
+    table = read_table(path)
+    check_ids(path, table)
     return table
 
 

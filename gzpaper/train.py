@@ -41,7 +41,7 @@ __all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'CHECK_EV
            'read_header', 'load_weights', 'World', 'join', 'can_compile', 'TrainingFailed', 'Training', 'autocast',
            'predict_batches', 'fit']
 
-# %% ../nbs/06_train.ipynb #4b286823
+# %% ../nbs/06_train.ipynb #1112c7ab
 def _number(name: str, value, kind: type) -> int | float:
     "A parameter's value as a whole or a real number."
     try:
@@ -289,7 +289,7 @@ class Average:
         self.module.load_state_dict(state["module"])
         self.steps = state["steps"]
 
-# %% ../nbs/06_train.ipynb #4c190332
+# %% ../nbs/06_train.ipynb #1ffcfe57
 @dataclass(frozen=True)
 class Input:
     "What a network expects to see."
@@ -340,6 +340,21 @@ def read_header(
     return about
 
 
+def _digest(values: list) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity_of(spec: dict, galaxies: str, split: str, recipe: int) -> str:
+    "A digest of all that decides what a training gives; how many galaxies it learns from is told by the split."
+    return _digest([{name: value for name, value in spec.items() if name != "galaxies"}, galaxies, split, recipe])
+
+
+def _check_identity(about: dict):
+    "Make sure that a header's spec is the one that was trained. Raises `InputError` if not."
+    if "recipe" in about and about["identity"] != _identity_of(about["spec"], about["galaxies"], about["split"], about["recipe"]):
+        raise InputError("the header's spec is not that of the training: fetch it or train it again")
+
+
 def _check_input(expects: Input, spec: dict):
     "Make sure that a header's input is that of its spec. Raises `InputError` if not."
     if (expects.size, expects.side) != (spec["size"], store_side(spec["size"], spec["field"])):
@@ -359,6 +374,7 @@ def load_weights(
         model = build_model(name, size=about["input"]["size"], **parameters)
         expects = Input(**{f.name: about["input"][f.name] for f in fields(Input)})
         _check_input(expects, about["spec"])
+        _check_identity(about)
         with safe_open(path, framework="pt") as file:
             model.load_state_dict({k: file.get_tensor(k).float() if file.get_tensor(k).is_floating_point() else file.get_tensor(k)
                                    for k in file.keys()})
@@ -584,7 +600,7 @@ def predict_batches(
             parts.append(model(images).float())
     return torch.cat(parts).cpu().numpy()
 
-# %% ../nbs/06_train.ipynb #1d974931
+# %% ../nbs/06_train.ipynb #9bef2319
 def _prepare(
     spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray, device: torch.device,
     pretrained: str | Path | None = None, compile: bool = False, world: World = ALONE,
@@ -624,18 +640,13 @@ def _has_room(device: torch.device, store: PixelStore) -> bool:
 
 
 def _identity(spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray) -> str:
-    "A digest of all that decides what a training gives; how many galaxies it learns from is told by the split."
-    told = {name: value for name, value in spec.to_dict().items() if name != "galaxies"}
-    return _digest([told, galaxies.digest, _split_digest(galaxies, train, held_out), RECIPE])
+    "A training's identity: see `_identity_of`."
+    return _identity_of(spec.to_dict(), galaxies.digest, _split_digest(galaxies, train, held_out), RECIPE)
 
 
 def _split_digest(galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray) -> str:
     "A digest of which galaxies are learned from, and which held out."
     return _digest([galaxies.ids[train].tolist(), galaxies.ids[held_out].tolist()])
-
-
-def _digest(values: list) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _resume(training: Training, checkpoint: Path):
@@ -748,7 +759,7 @@ def fit(
     with world.first():
         if world.rank == 0:
             _save(training, expects, folder, identity=_identity(spec, galaxies, train, held_out), galaxies=galaxies.digest,
-                  split=_split_digest(galaxies, train, held_out), trained_on=len(train))
+                  split=_split_digest(galaxies, train, held_out), recipe=RECIPE, trained_on=len(train), of=len(galaxies.ids))
             (folder / "checkpoint.pt").unlink(missing_ok=True)
     return weights
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from conftest import TINY, assert_whole, write_untrained
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
 
 from gzpaper import predict
 from gzpaper.baselines import training_mean
@@ -119,6 +121,44 @@ def test_a_damaged_part_is_predicted_again(mock_folder, members, tmp_path, parts
     assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
 
 
+def test_images_that_were_cut_again_are_predicted_again(damaged, members, tmp_path, parts_of_eight):
+    "Other pixels under the same names."
+    predict_folder(damaged / IMAGES, tmp_path / "out.csv", members, shard=(1, 2), **FEW)
+    for file in (damaged / IMAGES).iterdir():
+        Image.open(file).rotate(90).save(file)
+    assert predict_folder(damaged / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
+    np.testing.assert_allclose(table_of(tmp_path), predict_images(members, damaged / IMAGES, **FEW), atol=1e-6)
+
+
+def test_ids_that_parquet_keeps_as_text(mock_folder, members, tmp_path):
+    table = predict_images(members[0], mock_folder / IMAGES, **FEW)
+    table.astype({"GalaxyID": str}).to_parquet(tmp_path / "text.parquet")
+    pd.testing.assert_frame_equal(read_predictions(tmp_path / "text.parquet"), table)
+
+
+def test_a_share_without_an_image_is_noticed(damaged, members, tmp_path, parts_of_eight):
+    bad = sorted((damaged / IMAGES).iterdir())[0]
+    bad.write_bytes(b"no image")
+    arguments = damaged / IMAGES, tmp_path / "out.csv", members
+    assert predict_folder(*arguments, shard=(1, 2), skip_bad=True, **FEW) is None
+    with pytest.raises(InputError, match=f"{bad.name} is not an image.*--skip-bad"):
+        predict_folder(*arguments, shard=(2, 2), **FEW)
+    assert predict_folder(*arguments, shard=(2, 2), skip_bad=True, **FEW) == (N - 1, 1)
+
+
+def test_one_file_for_two_tables(mock_folder, members, tmp_path, cli):
+    command = "predict", mock_folder / IMAGES, "--weights", members[0], "--out", tmp_path / "o.csv"
+    cli(*command, "--catalogue", tmp_path / "sub/../o.csv").refused("o.csv is named twice")
+
+
+def test_a_name_that_fits_cannot_hold(mock_folder, members, tmp_path, cli):
+    folder = shutil.copytree(mock_folder / "images_test_rev1", tmp_path / "images")
+    next(folder.iterdir()).rename(folder / "NGC é.jpg")
+    command = "predict", folder, "--weights", members[0], "--rotations", 1, "--out", tmp_path / "o.csv", "--catalogue"
+    cli(*command, tmp_path / "c.fits").refused("NGC é.jpg", "ASCII", "rename")
+    assert cli(*command, tmp_path / "c.parquet").code == 0
+
+
 def test_bad_images(damaged, weights, tmp_path, cli):
     "The first stops it; skipped, they are listed, and the others are predicted. Put right, they are predicted too."
     names, out = sorted(f.name for f in (damaged / IMAGES).iterdir()), tmp_path / "out.csv"
@@ -177,7 +217,8 @@ def test_fits_bands_look_like_the_mocks_that_were_made_to_look_like_the_challeng
 
 
 FITS_DAMAGE = {
-    "one band": ([np.zeros((300, 300))], ["holds [300, 300]", "three bands in the order g, r, i"]),
+    "one band": ([np.zeros((300, 300))], ["holds PRIMARY [300, 300]", "three bands in the order g, r, i"]),
+    "image, error and quality": ([np.zeros((300, 300))] * 4, ["[300, 300], [300, 300]", "three bands"]),
     "four planes": ([np.zeros((4, 300, 300))], ["[4, 300, 300]", "three bands"]),
     "two sizes": ([np.zeros((300, 300)), np.zeros((300, 300)), np.zeros((200, 200))], ["[200, 200]", "one size"]),
     "small": ([np.zeros((3, 231, 300))], ["300x231 px, smaller than the 232 px"]),
@@ -197,6 +238,14 @@ def test_fits_that_is_none(tmp_path, weights, cli):
     cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.fits")
     (tmp_path / "1.fits").write_text("GalaxyID,Class1.1\n")
     cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.fits", "fetch it again")
+
+
+def test_a_png_that_bursts(tmp_path, weights, cli):
+    "A short file, a very long text in it."
+    told = PngInfo()
+    told.add_text("history", "a" * 3_000_000, zip=True)
+    Image.new("RGB", (300, 300)).save(tmp_path / "1.png", pnginfo=told)
+    cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.png", "is damaged")
 
 
 def test_kinds_of_images_agree(mock_folder, weights, tmp_path):
@@ -280,6 +329,13 @@ def test_only_networks_that_saw_all_are_released(members, scores, tmp_path, cli)
     cli("release", tmp_path / "w.safetensors", "--scores", scores, "--out", tmp_path / "out").refused("held out", "--validation 0 --test 0")
 
 
+def test_a_folder_with_other_files_is_no_release(members, scores, tmp_path, cli):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("all of it")
+    cli("release", *members, "--scores", scores, "--out", tmp_path / "out").refused("thesis.txt", "name a new folder")
+    assert (tmp_path / "out/thesis.txt").read_text() == "all of it"
+
+
 def test_no_scores_to_release(members, tmp_path, cli):
     (tmp_path / "scores.json").write_text('{"profile": "smoke"}')
     cli("release", *members, "--scores", tmp_path / "scores.json", "--out", tmp_path / "out").refused("has no score", "JSON")
@@ -305,8 +361,15 @@ def test_training_on_all_galaxies(mock_folder, scores, tmp_path, cli):
     assert history.validation_rmse.isna().all() and np.isfinite(history.train_rmse).all()
     assert header["trained_on"] == N and header["validation_rmse"] is None
     [file] = release([tmp_path / "run/weights.safetensors"], scores, tmp_path / "released")
+    lie = header | {"spec": header["spec"] | {"model_parameters": header["spec"]["model_parameters"] | {"head": "tree_softmax"}}}
+    save_file(load_file(file), tmp_path / "lie.safetensors", metadata={"gzpaper": json.dumps(lie)})  # the shapes are the same
+    with pytest.raises(InputError, match="lie.safetensors: the header's spec is not that of the training"):
+        load_weights(tmp_path / "lie.safetensors")
     assert f"{N} galaxies" in file.with_suffix(".md").read_text()
     assert cli("train", mock_folder, "--out", tmp_path / "run", *options).code == 0
+    options[-1] = 8
+    assert cli("train", mock_folder, "--out", tmp_path / "some", *options).code == 0
+    cli("release", tmp_path / "some/weights.safetensors", "--scores", scores, "--out", tmp_path / "out").refused("held out")
 
 
 # Submissions
@@ -323,6 +386,8 @@ SUBMISSION_DAMAGE = {
     "a hole": (lambda t: t.mask(t == t.iloc[2, 5]), ["GalaxyID 102", "is empty"]),
     "too high": (lambda t: t.assign(**{"Class5.1": 1.01}), ["GalaxyID 100", "Class5.1 is 1.01", "0 to 1"]),
     "too low": (lambda t: t.assign(**{"Class5.1": -0.2}), ["Class5.1 is -0.2", "0 to 1"]),
+    "IDs with a point": (lambda t: t.assign(GalaxyID=t.GalaxyID.astype(float)), ["GalaxyID '100.0' is not a whole number"]),
+    "a name": (lambda t: t.replace({"GalaxyID": {100: "NGC 1300"}}), ["GalaxyID 'NGC 1300' is not a whole number"]),
 }
 
 
@@ -347,6 +412,7 @@ def test_good_submission(submission, tmp_path, cli):
     assert done.code == 0 and "30 galaxies" in done.out
     submission.to_parquet(tmp_path / "mine.parquet")
     cli("submission", tmp_path / "mine.parquet", "--like", tmp_path / "like.csv").refused("mine.parquet", "is not a CSV file")
+    cli("submission", tmp_path / "like.csv", "--like", tmp_path / "mine.parquet").refused("mine.parquet", "is not a CSV file")
 
 
 def test_kaggles_file_and_ours_pass(real_folder, tmp_path):
@@ -362,26 +428,32 @@ def test_kaggles_file_and_ours_pass(real_folder, tmp_path):
 # Memory
 
 
-def memory_after(images: Path, weights: Path, out: Path) -> float:  # MB
-    "The private memory of a process that has predicted a folder, while it still holds what it needs for the table."
+def memory_while_writing(images: Path, weights: Path, out: Path, keep: bool = False) -> float:  # MB
+    "The private memory of a process that has predicted a folder, just before its table is written."
     import torch
 
     torch.set_num_threads(1)
-    peak, finish = [], predict._finish
+    found, kept, write, read_ahead = [], [], predict.write_predictions, predict._read_ahead
 
-    def watched(*arguments):
-        done = finish(*arguments)
-        peak.append(private_memory())
-        return done
+    def measured(*arguments):
+        found.append(private_memory())
+        write(*arguments)
 
-    predict._finish = watched
+    def keeping(*arguments):  # what a careless program does
+        for part in read_ahead(*arguments):
+            kept.append(part)
+            yield part
+
+    predict.write_predictions = measured
+    predict._read_ahead = keeping if keep else read_ahead
     predict_folder(images, out, [weights], **FEW)
-    return peak[0]
+    return found[0]
 
 
 @pytest.mark.skipif(not SMAPS.exists(), reason="private memory is read from /proc, which is not here")
 def test_memory_does_not_grow_with_the_folder(mock_folder, weights, tmp_path):
-    "Ten times the images, and not a fifth more memory."
-    few, many = (in_fresh_process(memory_after, copies(mock_folder / IMAGES, tmp_path / f"{n}", n), weights, tmp_path / f"{n}.csv")
-                 for n in (100, 1000))
-    assert many < 1.2 * few
+    "It holds the answers of all images, 600 bytes each, and not their pixels, 3.7 kB each."
+    folders = {n: copies(mock_folder / IMAGES, tmp_path / f"{n}", n) for n in (200, 6000)}
+    few, many, careless = (in_fresh_process(memory_while_writing, folders[n], weights, tmp_path / f"{n}-{keep}.csv", keep)
+                           for n, keep in ((200, False), (6000, False), (6000, True)))
+    assert many - few < 12 < careless - few - 8

@@ -200,9 +200,8 @@ def test_two_processes_share_a_round(space_file, mock_folder, tmp_path):
                *map(str, arguments(space_file, mock_folder, tmp_path / "out", "--trials", 3, "--seeds", 1)),
                "--storage", str(tmp_path / "s.journal")]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    finish(*[subprocess.Popen([*command, "--params", str(tmp_path / f"{i}.yaml")], stderr=subprocess.PIPE, text=True, env=one_thread)
-             for i in range(2)])
-    assert (tmp_path / "0.yaml").read_text() == (tmp_path / "1.yaml").read_text()
+    finish(*[subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread) for _ in range(2)])
+    assert read_yaml(tmp_path / "out/params.yaml")["model"] == "vgg7"
     study = tune.take_study(tune.open_storage(str(tmp_path / "s.journal")))
     held, = tune.rounds_of(study)
     weights = list((tmp_path / "out/space").glob("round-1-*/weights.safetensors"))
@@ -314,6 +313,8 @@ def test_each_committed_space_can_be_searched(path):
     ({"model_parameters": {"hidden": {"low": 16.0, "high": 32.0}}}, "whole numbers"),
     ({"learning_rate": {"low": 0.1, "high": float("inf")}}, "low has to be a number below high"),
     ({"model": "resnet50", "model_parameters": {}, "size": [16, 64]}, "size"),
+    ({"field": {"low": 164.0, "high": 300.0}}, "field 300"),
+    ({"precision": ["bf16", "fp8"]}, "fp8"),
 ])
 def test_a_space_that_cannot_be_searched(change, said, mock_folder, tmp_path, cli):
     path = tmp_path / "bad.yaml"
@@ -328,6 +329,7 @@ def test_other_bad_input(space_file, mock_folder, tmp_path, cli):
     cli(*arguments(tmp_path / "none.yaml", mock_folder, tmp_path / "out")).refused("none.yaml", "cannot be read")
     cli(*run, "--storage", "study.txt").refused("study.txt", ".db or .journal")
     cli(*run, "--params", "best.txt").refused("best.txt", ".yaml")
+    cli(*run, "--validation", 0).refused("validation is 0")
     cli("tune", "status", "--out", tmp_path / "out").refused("study.db is not there", "--out")
 
 
@@ -336,6 +338,25 @@ def test_a_server_that_cannot_be_reached(space_file, mock_folder, tmp_path, cli)
     result = cli(*arguments(space_file, mock_folder, tmp_path / "out", "--storage", address))
     result.refused("cannot be reached", "someone", "another storage")
     assert "secret" not in result.err + result.out
+    for broken in (address.replace("secret", "se@cret"), address.replace(":1/", ":one/")):
+        result = cli(*arguments(space_file, mock_folder, tmp_path / "out", "--storage", broken))
+        result.refused("someone")
+        assert "cret" not in result.err + result.out
+
+
+def test_a_database_that_cannot_be_written(space_file, mock_folder, tmp_path, cli):
+    (tmp_path / "none.db").write_text("no database")
+    cli(*arguments(space_file, mock_folder, tmp_path / "out", "--storage", tmp_path / "none.db")).refused("none.db", "another storage")
+
+
+def test_values_that_do_not_go_together_count_as_pruned(space_file, mock_folder, tmp_path):
+    space_file.write_text(SPACE.replace("batch_size: 12", "batch_size: [4, 12]\naccumulate: [1, 4]"))
+    space = tune.read_space(space_file)
+    tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, progress=False)
+    study = tune.open_study("some", space, tune.open_storage(str(tmp_path / "study.journal")), tuning.digest)
+    study.enqueue_trial({"batch_size": 4, "accumulate": 4})
+    tune.search(study, tuning, 1, say=lambda line: None)
+    assert study.trials[0].state == TrialState.PRUNED and len(tune.trial_table(study)) == 0
 
 
 def test_a_study_of_another_space(space_file, mock_folder, tmp_path, cli):
