@@ -17,7 +17,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from gzpaper import tune
+from gzpaper import chain, tune
 from gzpaper.data import read_yaml
 from gzpaper.train import Spec
 
@@ -283,6 +283,18 @@ def test_a_training_that_fails_counts_as_pruned(space_file, mock_folder, tmp_pat
 def test_each_committed_space_can_be_searched(path):
     space = tune.read_space(path)
     assert space.spec(tune.defaults(space)).epochs == space.fixed["epochs"] <= space.full_epochs
+
+
+def test_committed_parameters_are_those_of_the_committed_studies(tmp_path):
+    found = {path.stem for path in (chain.root() / "paper/params").glob("*.yaml")}
+    assert found == {path.stem for path in (chain.root() / "paper/studies").glob("*.journal")}
+    rounds = read_yaml(chain.root() / f"paper/profiles/{chain.published_profile()}.yaml")["rounds"]
+    for name in found:
+        study = tune.take_study(tune.open_storage(shutil.copy(chain.root() / f"paper/studies/{name}.journal", tmp_path)))
+        held = tune.rounds_of(study)[:rounds][-1]
+        space = tune.read_space(chain.root() / f"paper/search/{name}.yaml")
+        wanted = space.spec(held["candidates"][held["best"]], epochs=space.full_epochs)
+        assert Spec.from_dict(read_yaml(chain.root() / f"paper/params/{name}.yaml")) == wanted
 
 
 @pytest.mark.parametrize(("change", "said"), [
