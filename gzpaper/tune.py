@@ -515,8 +515,8 @@ def status(
     folder: str | Path,  # where its trainings go
 ) -> pd.DataFrame:  # a trial a row: number, state, step (an epoch or a fold), rmse, seconds, worker, its parameters
     "The trials of a study, the best first. A trial that was put back into the queue appears under its new number."
-    trials = study.get_trials(deepcopy=False)
-    dead = {t.number for t in stale(study, folder)} | {t.number for t in trials if t._trial_id in _silent(study)}
+    trials, silent = study.get_trials(deepcopy=False), _silent(study)
+    dead = {t.number for t in stale(study, folder)} | {t.number for t in trials if t._trial_id in silent}
     shown = [t for t in trials if t.number not in replaced(trials)]
     rows = [{"number": t.number, "state": "stale" if t.number in dead else t.state.name.lower(), "step": t.last_step,
              "rmse": t.value if t.state == TrialState.COMPLETE else t.intermediate_values.get(t.last_step),

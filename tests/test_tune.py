@@ -228,6 +228,17 @@ def test_killed_on_a_journal(space_file, mock_folder, tmp_path, cli, monkeypatch
     assert [(trial, step) for trial, step, _ in epochs_of(tmp_path)] == [(0, 1)] and study.trials[1].last_step == 3
 
 
+def test_a_silent_trial_in_a_database_is_shown_as_stale(space_file, tmp_path):
+    space = tune.read_space(space_file)
+    study = tune.open_study("one", space, tune.open_storage(str(tmp_path / "study.db"), heartbeat_s=1))
+    trial = study.ask()
+    trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+    study._storage.record_heartbeat(trial._trial_id)
+    assert tune.status(study, tmp_path).state.tolist() == ["running"]
+    time.sleep(5)  # longer than three heartbeats
+    assert tune.status(study, tmp_path).state.tolist() == ["stale"]
+
+
 def test_two_studies_in_one_folder(space_file, mock_folder, tmp_path, cli):
     "The second does not take the trainings of the first for its own."
     run = arguments(space_file, mock_folder, tmp_path / "out", "--trials", 1, "--seeds", 1)
