@@ -21,11 +21,11 @@ __all__ = ['COLUMN_WIDTH', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'SKY', 'S
            'predicted_panels', 'accuracy_dots', 'confusion_grid', 'calibration_curves', 'selective_curves',
            'attention_maps', 'path_panel']
 
-# %% ../nbs/10_plots.ipynb #646deae7
+# %% ../nbs/10_plots.ipynb #825ae7be
 COLUMN_WIDTH = 3.5  # inches: one column of a journal page; two are 7.2
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 STYLE = {
-    "figure.dpi": 120, "savefig.dpi": 150, "figure.constrained_layout.use": True,
+    "figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True,
     "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "legend.frameon": False,
     "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]), "pdf.fonttype": 42,
@@ -40,7 +40,7 @@ def use_style():
 def _axes(ax: Axes | None, width: float = COLUMN_WIDTH, height: float = 2.6) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=(width, height))[1]
 
-# %% ../nbs/10_plots.ipynb #96f1c152
+# %% ../nbs/10_plots.ipynb #50dcdbf1
 def gallery(
     images: np.ndarray,  # [N, H, W, 3] uint8
     captions: list[str],  # [N] one below each image, of one line or more
@@ -57,7 +57,7 @@ def gallery(
         y, x = (i // columns) * (height + gap), (i % columns) * (width + 2)
         canvas[y : y + height, x : x + width] = image
         ax.text(x + width / 2, y + height + gap / 2, caption, ha="center", va="center", fontsize=6.5)
-    ax.imshow(canvas, interpolation="nearest")
+    ax.imshow(canvas, interpolation="none")  # each pixel once in a PDF
     ax.axis("off")
     return ax
 
