@@ -168,7 +168,7 @@ def test_publish_and_check(smoke):
     assert run.name in unreported, "the report quotes what each run was trained on"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["01_dataset", "04_architectures", "10_evaluation"])  # without runs, with runs, with weights
 def test_a_notebook_runs_by_plain_papermill(smoke, tmp_path, name):
     """From its own folder; what a run of the chain, which works in the repository's, has trained is used again."""
     profile = smoke / "paper/profiles/smoke.yaml"
