@@ -41,12 +41,12 @@ from .train import RECIPE, Spec, fit, load_weights, pick_device, read_header, sp
 from .tree import COLUMNS, InputError
 
 # %% auto #0
-__all__ = ['RUN_FILES', 'NEUTRAL', 'TRAINING_MODULES', 'STAMP', 'OPENS_TEST', 'FRESH_SEED', 'REPORT_SOURCES', 'SHOWN', 'HEAVY',
-           'root', 'runs_folder', 'read_chain', 'notebook_path', 'notebook_digest', 'declared', 'read_profile',
-           'file_digest', 'code_digest', 'mock_folder', 'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain',
-           'run', 'more_predictions', 'versions', 'device_name', 'git_commit', 'Section', 'imported_modules',
-           'notebook_key', 'execute', 'Step', 'plan', 'reproduce', 'stage_report', 'report', 'publish',
-           'published_profile', 'changed_runs', 'check']
+__all__ = ['RUN_FILES', 'NEUTRAL', 'TRAINING_MODULES', 'STAMP', 'OPENS_TEST', 'FRESH_SEED', 'REPORT_SOURCES', 'SHOWN', 'root',
+           'runs_folder', 'read_chain', 'notebook_path', 'notebook_digest', 'declared', 'read_profile', 'file_digest',
+           'code_digest', 'mock_folder', 'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain', 'run',
+           'more_predictions', 'versions', 'device_name', 'git_commit', 'Section', 'imported_modules', 'notebook_key',
+           'execute', 'Step', 'plan', 'reproduce', 'stage_report', 'report', 'publish', 'published_profile',
+           'changed_runs', 'check']
 
 # %% ../nbs/11_chain.ipynb #10672629
 def root() -> Path:
@@ -164,7 +164,7 @@ def data_folder(
                          "DATA=path`; data/README.md says how to get them")
     return folder
 
-# %% ../nbs/11_chain.ipynb #b4e271dd
+# %% ../nbs/11_chain.ipynb #29666253
 RUN_FILES = ("spec.json", "history.csv", "predictions.parquet")  # what is kept of a run where it is published
 # Later fields of Spec, each with the value at which a training is what it was before the field existed: left out of the key.
 NEUTRAL = {"folds": 0, "fold": 0, "accumulate": 1, "pretrained": "", "galaxies": 0, "model_parameters.batch_norm": True}
@@ -172,7 +172,7 @@ TRAINING_MODULES = ("tree", "data", "loader", "models", "train", "predict")
 
 
 def _write_half(table: pd.DataFrame, path: Path):
-    "Write a predictions table in half precision and steps of 0.002, which add 2e-6 to an RMSE of 0.08: as short as it can be."
+    "Write a predictions table in half precision and steps of 0.002, which add 2e-6 to an RMSE of 0.08."
     values = {column: ((table[column] / 0.002).round() * 0.002).to_numpy(np.float16) for column in COLUMNS}
     with atomic(path) as partial:
         pq.write_table(pa.table({"GalaxyID": table.GalaxyID.to_numpy()} | values), partial, compression="zstd", write_statistics=False,
@@ -330,7 +330,7 @@ def git_commit() -> str:
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
-# %% ../nbs/11_chain.ipynb #902162b2
+# %% ../nbs/11_chain.ipynb #d37f6f85
 STAMP = "mock galaxies"
 OPENS_TEST = "09_final"  # the one section that does
 FRESH_SEED = 2_000_000  # and those after it: trials have smaller ones, and so have the trainings in full of their rounds
@@ -474,11 +474,11 @@ class Section:
         return [self.run(replace(spec, fold=fold), galaxies) for fold in range(1, spec.folds + 1)]
 
     def figure(self, name: str, ax, caption: str):
-        "Keep a figure as PDF, and as WebP for the web, given any of its Axes."
+        "Keep a figure as PDF and PNG, given any of its Axes."
         figure = ax.figure
         if self.is_mock:
             figure.suptitle(STAMP, fontsize=7, color="#D55E00", weight="bold")
-        for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".webp", {"pil_kwargs": {"quality": 90}})):
+        for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"pil_kwargs": {"optimize": True}})):
             with atomic(self.out / f"figures/{name}{suffix}") as partial:
                 figure.savefig(partial, format=suffix[1:], **options)
         self._keep_provenance(self.out / f"figures/{name}.json", caption)
@@ -754,15 +754,15 @@ def report(
         partial.write_bytes(pdf)
     return runs_folder(profile) / "report.pdf"
 
-# %% ../nbs/11_chain.ipynb #8e3d9794
-HEAVY = 150_000  # characters of a picture in a notebook, from which on it is a gallery of galaxies
+# %% ../nbs/11_chain.ipynb #02098b3f
+_HEAVY = 150_000  # characters of a picture in a notebook, from which on it is a gallery of galaxies
 
 
 def _lean_picture(data: dict) -> dict:
     "A notebook's displayed data, with a heavy PNG as JPEG."
-    if len(data.get("image/png", "")) < HEAVY:
+    if len(data.get("image/png", "")) < _HEAVY:
         return data
-    picture, jpeg = Image.open(io.BytesIO(base64.b64decode("".join(data["image/png"])))), io.BytesIO()
+    picture, jpeg = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), io.BytesIO()
     picture.convert("RGB").save(jpeg, "JPEG", quality=90)
     return {kind: shown for kind, shown in data.items() if kind != "image/png"} | {"image/jpeg": base64.b64encode(jpeg.getvalue()).decode()}
 

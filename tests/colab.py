@@ -7,6 +7,7 @@ from pathlib import Path
 from gzpaper.chain import root
 
 IDS = ("colab-badge", "colab-install")  # of the two cells
+OPENINGS = ("[![Open in Colab]", 'if "google.colab" in')  # how they start: their ids change in some editors
 INSTALL = """\
 if "google.colab" in str(get_ipython()):  # nothing is done elsewhere; Colab keeps its own torch
     get_ipython().system("git clone -q --depth 1 {url} /content/{repo}")
@@ -39,7 +40,7 @@ def opened(
 ) -> str:
     "A notebook's text with the two cells after its title, in place of those that are there."
     notebook = json.loads(path.read_text())
-    title, *rest = [cell for cell in notebook["cells"] if cell["id"] not in IDS]
+    title, *rest = [cell for cell in notebook["cells"] if not "".join(cell["source"]).startswith(OPENINGS)]
     notebook["cells"] = [title, *opening(path), *rest]
     return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 

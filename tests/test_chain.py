@@ -57,7 +57,7 @@ def test_everything_is_made_and_stamped(smoke):
         about = json.loads(note.read_text())
         assert about["mock"] and about["profile"] == "smoke" and about["notebook"] in NAMES and about["parameters"]["mock_galaxies"] == 300
     for figure in figures:
-        assert figure.with_suffix(".webp").stat().st_size > 5000
+        assert figure.with_suffix(".png").stat().st_size > 5000
         assert b"CreationDate" not in figure.with_suffix(".pdf").read_bytes()
     for table in tables:
         assert (pd.read_csv(table.with_suffix(".csv")).galaxies == chain.STAMP).all()
@@ -91,10 +91,10 @@ def test_only_what_depends_on_a_change_is_executed_again(smoke):
 
 
 def test_an_output_that_is_gone_is_made_again(smoke):
-    (smoke / "runs/smoke/figures/02_benchmarks.webp").unlink()
+    (smoke / "runs/smoke/figures/02_benchmarks.png").unlink()
     assert due() == ["02_benchmarks"]
     assert chain.reproduce("smoke") == ["02_benchmarks"]
-    assert (smoke / "runs/smoke/figures/02_benchmarks.webp").exists()
+    assert (smoke / "runs/smoke/figures/02_benchmarks.png").exists()
 
 
 def test_a_failing_notebook_says_where_and_is_kept(smoke):
@@ -168,7 +168,7 @@ def test_publish_and_check(smoke):
     assert run.name in unreported, "the report quotes what each run was trained on"
 
 
-@pytest.mark.parametrize("name", ["01_dataset", "04_architectures", "10_evaluation"])  # without runs, with runs, with weights
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_by_plain_papermill(smoke, tmp_path, name):
     """From its own folder; what a run of the chain, which works in the repository's, has trained is used again."""
     profile = smoke / "paper/profiles/smoke.yaml"

@@ -93,5 +93,5 @@ def test_the_first_section_runs_from_top_to_bottom_and_shows_its_figure(tmp_path
         page.screenshot(path=tmp_path / "jupyterlab.png")
         assert figures.count() and all(figure.bounding_box()["width"] > 100 for figure in figures.all())
         browser.close()
-    made = {path.stem for path in tmp_path.glob("GZPAPER_RUNS/smoke/figures/*.webp")}
+    made = {path.stem for path in tmp_path.glob("GZPAPER_RUNS/smoke/figures/*.png")}
     assert made and notebook_path("01_dataset").read_bytes() == before
