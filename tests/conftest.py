@@ -6,13 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from gzpaper import chain
 from gzpaper.chain import root
 from gzpaper.cli import main
 from gzpaper.data import Galaxies, KaggleFolder, PixelStore
@@ -110,6 +113,31 @@ def real_folder() -> Path:
     if not named and not usual.is_dir():
         pytest.skip("no real galaxies: set GZPAPER_DATA to a folder with them or put it in data/sample, as data/README.md says")
     return KaggleFolder(named or usual).path.resolve()
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory, worker_id) -> Path:
+    "A copy of the repository's sources where smoke has been reproduced, once for all workers; copy it before you change it."
+    base = tmp_path_factory.getbasetemp()
+    copy = (base if worker_id == "master" else base.parent) / "reproduced"
+    with FileLock(f"{copy}.lock"):
+        if not copy.exists():
+            partial = tmp_path_factory.mktemp("repository")
+            for name in ("nbs", "gzpaper", "paper"):
+                shutil.copytree(root() / name, partial / name, ignore=shutil.ignore_patterns("__pycache__", "runs", "notebooks"))
+            (partial / "data").mkdir()
+            with chdir(partial):
+                assert chain.reproduce("smoke") == chain.read_chain()["notebooks"]
+            partial.rename(copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def smoke(reproduced, tmp_path_factory):
+    "A module's own copy of what was reproduced; the working directory is inside it."
+    copy = shutil.copytree(reproduced, tmp_path_factory.mktemp("copy") / "repository")
+    with chdir(copy):
+        yield Path(copy)
 
 
 def toy_galaxies(folder: Path, train: int = 80, validation: int = 16, test: int = 0, side: int = 20) -> Galaxies:

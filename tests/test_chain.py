@@ -1,9 +1,6 @@
 """The whole chain on the smoke profile, once, and what happens when something changes."""
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -15,22 +12,6 @@ from gzpaper.train import Spec
 from gzpaper.tree import InputError
 
 NAMES = chain.read_chain()["notebooks"]
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """A copy of the repository's sources where smoke has been reproduced once; the working directory is inside it."""
-    copy = tmp_path_factory.mktemp("repository")
-    for name in ("nbs", "gzpaper", "paper"):
-        shutil.copytree(chain.root() / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "runs", "notebooks"))
-    (copy / "data").mkdir()
-    before = os.getcwd()
-    os.chdir(copy)
-    try:
-        assert chain.reproduce("smoke") == NAMES
-        yield copy
-    finally:
-        os.chdir(before)
 
 
 def edit(path: Path, old: str, new: str):
@@ -166,12 +147,3 @@ def test_publish_and_check(smoke):
     broken, unreported = chain.check("smoke", smoke / "nowhere")
     assert broken == f"runs/{'0' * 16} is not the run that its spec.json describes"
     assert run.name in unreported, "the report quotes what each run was trained on"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_by_plain_papermill(smoke, tmp_path, name):
-    """From its own folder; what a run of the chain, which works in the repository's, has trained is used again."""
-    profile = smoke / "paper/profiles/smoke.yaml"
-    command = [sys.executable, "-m", "papermill", str(chain.notebook_path(name)), str(tmp_path / "out.ipynb"), "-f", str(profile)]
-    done = subprocess.run(command, cwd=smoke / "nbs/paper", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
