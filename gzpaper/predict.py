@@ -573,8 +573,8 @@ peak learning rate {learning_rate:.3g}, seed {seed}, in {precision}. It sees {si
 
 ## Scores
 
-This network has seen every galaxy that it could be scored on. These scores are those of its twins: trained in the same way, with the \
-same parameters, on folds, each judged on galaxies that it had not seen.
+This network has seen every galaxy that it could be scored on. These scores are those of its twins, each judged on galaxies that it \
+had not seen: trained in the same way, with the same parameters but for what is said here, on fewer galaxies.
 
 | | |
 | --- | --- |
