@@ -54,6 +54,13 @@ def assert_says(message: str, *words: str):
     assert not missing, f"{missing} not in: {message}"
 
 
+def edit(path: Path, old: str, new: str):
+    "Replace some text of a file, which has to be there."
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 def assert_whole(folder: Path):
     "Assert that no half-written file or folder is left."
     assert not list(Path(folder).rglob("*.partial*"))

@@ -1,0 +1,43 @@
+"""What is copied to figures/, data/ and paper/, and checked there."""
+
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import edit
+
+from gzpaper import chain
+from gzpaper.data import KaggleFolder, read_yaml
+from gzpaper.train import Spec
+from gzpaper.tree import InputError
+
+
+def test_publish_refuses_mock_galaxies(smoke):
+    with pytest.raises(InputError, match="mock galaxies"):
+        chain.publish("smoke")
+    assert not (smoke / "figures").exists()
+
+
+def test_publish_and_check(smoke):
+    """The mock galaxies, without the truth that marks them as such, go all the way to a check of what was published."""
+    folder = smoke / "data/unmarked"
+    shutil.copytree(smoke / "runs/smoke/mock", folder)
+    (folder / "truth.csv").unlink()
+    assert not KaggleFolder(folder).is_mock
+    chain.reproduce("smoke", folder)
+    chain.publish("smoke", folder)
+    assert (smoke / "paper/report.pdf").read_bytes() == (smoke / "runs/smoke/report.pdf").read_bytes()
+    assert chain.check("smoke", folder) == []
+    assert len(pd.read_csv(smoke / "data/sample.csv")) == 300
+    assert (smoke / "paper/studies/small.journal").stat().st_size < 2**20
+    assert Spec.from_dict(read_yaml(smoke / "paper/params/small.yaml")).epochs == 2
+    assert chain.changed_runs() == []
+    edit(smoke / "gzpaper/train.py", "RECIPE = 1", "RECIPE  = 1")
+    assert len(chain.changed_runs()) == len(list((smoke / "paper/runs").iterdir()))
+    edit(next(smoke.glob("paper/tables/03_scores.csv")), "VGG7,0.", "VGG7,0.1")
+    assert chain._differences(smoke / "paper/tables", smoke / "runs/smoke/tables") == ["tables/03_scores.csv differs"]
+    run = next((smoke / "paper/runs").iterdir())
+    run.rename(run.with_name("0" * 16))
+    broken, unreported = chain.check("smoke", smoke / "nowhere")
+    assert broken == f"runs/{'0' * 16} is not the run that its spec.json describes"
+    assert run.name in unreported, "the report quotes what each run was trained on"
