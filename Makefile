@@ -6,6 +6,8 @@ README ?= README.md
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# glibc keeps the memory of a training step for the next: a fifth faster on a CPU
+TUNABLES := glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296
 OPTIONS = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
 .PHONY: help install reproduce figures report publish test readme colab lab
@@ -23,7 +25,7 @@ help:  ## this list
 install: .venv/.installed  ## create .venv with all that is needed
 
 reproduce: .venv/.installed  ## every figure, table and number, and the report: PROFILE=demo (mock galaxies), or PROFILE=sample DATA=path
-	$(BIN)/gzpaper reproduce $(OPTIONS)
+	GLIBC_TUNABLES=$${GLIBC_TUNABLES:-$(TUNABLES)} $(BIN)/gzpaper reproduce $(OPTIONS)
 
 figures: PROFILE = sample
 figures: .venv/.installed  ## draw the published figures again from the committed runs: DATA=path
