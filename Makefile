@@ -49,7 +49,7 @@ readme: $(INSTALLED)  ## make README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --execute --no-input --stdout nbs/index.ipynb > $(README).partial
 	@sed 's#](\.\./#](#g' $(README).partial > $(README) && rm $(README).partial
 
-colab: $(INSTALLED)  ## write the Colab badge and the first cell of every notebook
+colab: $(INSTALLED)  ## write the Colab badge and the first cell of every notebook, and make its pictures small
 	$(BIN)/python tests/colab.py
 
 lab: .venv/.installed  ## JupyterLab on the notebooks

@@ -45,8 +45,8 @@ __all__ = ['RUN_FILES', 'NEUTRAL', 'TRAINING_MODULES', 'STAMP', 'OPENS_TEST', 'F
            'runs_folder', 'read_chain', 'notebook_path', 'notebook_digest', 'declared', 'read_profile', 'file_digest',
            'code_digest', 'mock_folder', 'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain', 'run',
            'more_predictions', 'versions', 'device_name', 'git_commit', 'Section', 'imported_modules', 'notebook_key',
-           'execute', 'Step', 'plan', 'reproduce', 'stage_report', 'report', 'publish', 'published_profile',
-           'changed_runs', 'check']
+           'execute', 'Step', 'plan', 'reproduce', 'stage_report', 'report', 'lean_picture', 'publish',
+           'published_profile', 'changed_runs', 'check']
 
 # %% ../nbs/11_chain.ipynb #10672629
 def root() -> Path:
@@ -330,7 +330,7 @@ def git_commit() -> str:
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
-# %% ../nbs/11_chain.ipynb #d37f6f85
+# %% ../nbs/11_chain.ipynb #af06b123
 STAMP = "mock galaxies"
 OPENS_TEST = "09_final"  # the one section that does
 FRESH_SEED = 2_000_000  # and those after it: trials have smaller ones, and so have the trainings in full of their rounds
@@ -344,6 +344,12 @@ def _kept_study(path: Path):  # an optuna.Study or None
         return tune.take_study(tune.open_storage(str(path))) if path.exists() else None
     except InputError:  # a journal without a study: its process was stopped too early
         return None
+
+
+def _in_few_colours(picture: Image.Image) -> bytes:
+    "As a PNG of 256 colours, which for a plot is a third of the bytes, and looks the same."
+    picture.convert("RGB").quantize(256).save(png := io.BytesIO(), "PNG", optimize=True)
+    return png.getvalue()
 
 
 class Section:
@@ -478,9 +484,12 @@ class Section:
         figure = ax.figure
         if self.is_mock:
             figure.suptitle(STAMP, fontsize=7, color="#D55E00", weight="bold")
-        for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"pil_kwargs": {"optimize": True}})):
-            with atomic(self.out / f"figures/{name}{suffix}") as partial:
-                figure.savefig(partial, format=suffix[1:], **options)
+        with atomic(self.out / f"figures/{name}.pdf") as partial:
+            figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
+        figure.savefig(png := io.BytesIO(), format="png")
+        galleries = any(ax.images for ax in figure.axes)
+        with atomic(self.out / f"figures/{name}.png") as partial:
+            partial.write_bytes(png.getvalue() if galleries else _in_few_colours(Image.open(png)))
         self._keep_provenance(self.out / f"figures/{name}.json", caption)
 
     def table(self, name: str, table: pd.DataFrame, caption: str) -> pd.DataFrame:
@@ -754,21 +763,20 @@ def report(
         partial.write_bytes(pdf)
     return runs_folder(profile) / "report.pdf"
 
-# %% ../nbs/11_chain.ipynb #02098b3f
-_HEAVY = 150_000  # characters of a picture in a notebook, from which on it is a gallery of galaxies
-
-
-def _lean_picture(data: dict) -> dict:
-    "A notebook's displayed data, with a heavy PNG as JPEG."
-    if len(data.get("image/png", "")) < _HEAVY:
+# %% ../nbs/11_chain.ipynb #1301be30
+def lean_picture(
+    data: dict,  # what a cell of a notebook displays, by MIME type
+) -> dict:
+    "Its PNG in few colours or, where that is smaller, as for photographs, a JPEG. One with a palette stays as it is."
+    if "image/png" not in data or (picture := Image.open(io.BytesIO(base64.b64decode(data["image/png"])))).mode == "P":
         return data
-    picture, jpeg = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), io.BytesIO()
-    picture.convert("RGB").save(jpeg, "JPEG", quality=90)
-    return {kind: shown for kind, shown in data.items() if kind != "image/png"} | {"image/jpeg": base64.b64encode(jpeg.getvalue()).decode()}
+    picture.convert("RGB").save(jpeg := io.BytesIO(), "JPEG", quality=90)
+    kind, lean = min(("image/png", _in_few_colours(picture)), ("image/jpeg", jpeg.getvalue()), key=lambda kind_lean: len(kind_lean[1]))
+    return {name: shown for name, shown in data.items() if name != "image/png"} | {kind: base64.b64encode(lean).decode()}
 
 
 def _clean_notebook(source: Path, target: Path):
-    "Copy an executed notebook without progress bars, machine-dependent metadata and the data's place, its galleries as JPEG."
+    "Copy an executed notebook without progress bars, machine-dependent metadata and the data's place, its pictures made small."
     notebook = json.loads(source.read_text())
     notebook["metadata"].pop("papermill", None)
     for cell in notebook["cells"]:
@@ -777,7 +785,7 @@ def _clean_notebook(source: Path, target: Path):
             cell["source"] = [line for line in cell["source"] if not line.startswith("data =")]
         if cell["cell_type"] == "code":
             shown = [o for o in cell["outputs"] if o.get("name") != "stderr"]
-            cell["outputs"] = [o | {"data": _lean_picture(o["data"])} if "data" in o else o for o in shown]
+            cell["outputs"] = [o | {"data": lean_picture(o["data"])} if "data" in o else o for o in shown]
     target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 

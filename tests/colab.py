@@ -1,10 +1,13 @@
-"""Open every notebook with a Colab badge and a cell that installs gzpaper there: `make colab` writes both, test_notebooks.py holds them."""
+"""Every notebook opens with a Colab badge and a cell that installs gzpaper there, and its pictures are small.
+
+`make colab` sees to it, test_notebooks.py holds it.
+"""
 
 import json
 from configparser import ConfigParser
 from pathlib import Path
 
-from gzpaper.chain import root
+from gzpaper.chain import lean_picture, root
 
 IDS = ("colab-badge", "colab-install")  # of the two cells
 OPENINGS = ("[![Open in Colab]", 'if "google.colab" in')  # how they start: their ids change in some editors
@@ -38,10 +41,12 @@ def opening(
 def opened(
     path: Path,  # of a notebook
 ) -> str:
-    "A notebook's text with the two cells after its title, in place of those that are there."
+    "A notebook's text with the two cells after its title, in place of those that are there, and with small pictures."
     notebook = json.loads(path.read_text())
     title, *rest = [cell for cell in notebook["cells"] if not "".join(cell["source"]).startswith(OPENINGS)]
     notebook["cells"] = [title, *opening(path), *rest]
+    for output in (o for cell in notebook["cells"] for o in cell.get("outputs", []) if "data" in o):
+        output["data"] = lean_picture(output["data"])
     return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
