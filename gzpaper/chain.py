@@ -486,7 +486,7 @@ class Section:
             figure.suptitle(STAMP, fontsize=7, color="#D55E00", weight="bold")
         with atomic(self.out / f"figures/{name}.pdf") as partial:
             figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
-        figure.savefig(png := io.BytesIO(), format="png")
+        figure.savefig(png := io.BytesIO(), format="png", pil_kwargs={"optimize": True})
         galleries = any(ax.images for ax in figure.axes)
         with atomic(self.out / f"figures/{name}.png") as partial:
             partial.write_bytes(png.getvalue() if galleries else _in_few_colours(Image.open(png)))
