@@ -39,7 +39,7 @@ def conv_block(
     for i in range(depth):
         layers += [nn.Conv2d(outputs if i else inputs, outputs, 3, padding=1, bias=not batch_norm),
                    *[nn.BatchNorm2d(outputs)] * batch_norm, nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, *[nn.MaxPool2d(2)] * pool)
+    return nn.Sequential(*layers[:-1], *[nn.MaxPool2d(2)] * pool, layers[-1])
 
 # %% ../nbs/05_models.ipynb #6b0f9523
 def dense_tail(

@@ -635,8 +635,8 @@ WIDE_ENOUGH = 8  # px of a map
 
 
 def _map_layer(model: Network, size: int) -> torch.nn.Module:
-    "The last ReLU whose maps are wide enough."
-    widths, layers = {}, [layer for layer in model.features.modules() if isinstance(layer, torch.nn.ReLU)]
+    "The last convolution whose maps are wide enough, or the batch norm behind it."
+    widths, layers = {}, [layer for layer in model.features.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
     hooks = [layer.register_forward_hook(lambda layer, _, out: widths.update({layer: out.shape[-1]})) for layer in layers]
     with torch.no_grad():
         model(torch.zeros(1, 3, size, size))

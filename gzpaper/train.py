@@ -229,7 +229,7 @@ def build_optimiser(
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": spec.weight_decay},
               {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
-    return OPTIMISERS[spec.optimiser](groups, lr=spec.learning_rate)
+    return OPTIMISERS[spec.optimiser](groups, lr=spec.learning_rate, fused=True)
 
 
 def _one_cycle(optimiser: torch.optim.Optimizer, peak: float, steps: int) -> LRScheduler:
