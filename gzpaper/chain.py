@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -340,10 +340,10 @@ def _kept_study(path: Path):  # an optuna.Study or None
     "The study in a journal, if there is one."
     from gzpaper import tune
 
-    try:
-        return tune.take_study(tune.open_storage(str(path))) if path.exists() else None
-    except InputError:  # a journal without a study: its process was stopped too early
+    if not path.exists():
         return None
+    storage = tune.open_storage(str(path))
+    return tune.take_study(storage) if path.stat().st_size else None  # empty: its process was stopped too early
 
 
 def _in_few_colours(picture: Image.Image) -> bytes:
@@ -444,7 +444,8 @@ class Section:
                 return study
         if os.environ.get("GZPAPER_TRAIN") == "0":
             raise InputError(f"study {name} is not among the committed ones: its space or the galaxies differ. `make reproduce` searches")
-        tuning = tune.Tuning(space, lambda spec: self.galaxies(spec.size, spec.field), out, pick_device(), p["seed"])
+        at = cache(self.galaxies)
+        tuning = tune.Tuning(space, lambda spec: at(spec.size, spec.field), out, pick_device(), p["seed"])
         study = tune.open_study(name, space, tune.open_storage(str(out / "study.journal")), galaxies.digest, p["seed"])
         tune.enqueue(study, tune.stale(study, out))
         tune.tune(study, tuning, trials, rounds, seeds)
@@ -556,7 +557,8 @@ def notebook_key(
     told = {k: v for k, v in parameters.items() if k != "data"}
     spaces = [(root() / f"paper/search/{search}.yaml").read_text() for search in parameters.get("searches", "").split()]
     weights = [file_digest(path) for path in released()] if "released" in code else []
-    parts = [notebook_digest(name), told, data, code_digest(*imported_modules(code)), *spaces, *weights]
+    modules = imported_modules(code + "\nfrom gzpaper.tune import tune" * bool(spaces))  # `Section.study` imports it where it is called
+    parts = [notebook_digest(name), told, data, code_digest(*modules), *spaces, *weights]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/11_chain.ipynb #7a092cfc

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pandas as pd
+import psutil
 import sqlalchemy
 import torch
 import yaml
@@ -48,10 +50,10 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 # %% auto #0
 __all__ = ['REFUSED', 'HEARTBEAT_S', 'retry', 'retry_dead', 'STALE_S', 'POLL_S', 'OF_ONE_TRAINING', 'Space', 'read_space',
-           'open_storage', 'storage_errors', 'first_number', 'NumberedSampler', 'suggest', 'defaults', 'Halving',
-           'replaced', 'made_of', 'open_study', 'take_study', 'Tuning', 'galaxies_of', 'stale', 'enqueue', 'status',
-           'search', 'completed', 'trial_table', 'Candidate', 'candidates', 'train_in_full', 'hold_round', 'tune',
-           'is_finished', 'rounds_of', 'changed', 'tell_round', 'write_params', 'publish_study']
+           'Retry', 'open_storage', 'storage_errors', 'first_number', 'NumberedSampler', 'suggest', 'defaults',
+           'Halving', 'replaced', 'made_of', 'open_study', 'take_study', 'Tuning', 'galaxies_of', 'stale', 'enqueue',
+           'status', 'search', 'completed', 'trial_table', 'Candidate', 'candidates', 'train_in_full', 'hold_round',
+           'tune', 'is_finished', 'rounds_of', 'changed', 'tell_round', 'write_params', 'publish_study']
 
 # %% ../nbs/09_tune.ipynb #a5cd74cf
 @dataclass(frozen=True)
@@ -160,8 +162,22 @@ def _checked(space: Space) -> Space:
 
 # %% ../nbs/09_tune.ipynb #9cf041ee
 HEARTBEAT_S = 30  # a process that has been silent for three times as long is taken to be dead
-retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
-retry_dead = RetryHeartbeatStaleTrialCallback(max_retry=5, inherit_intermediate_values=True)  # it may be the trial that kills them
+
+
+class Retry(RetryHeartbeatStaleTrialCallback):
+    "Optuna's way to put a trial back into the queue, which does not know yet who will take it up."
+
+    def __call__(self, study: Study, trial: FrozenTrial):
+        super().__call__(study, _without_worker(trial))
+
+
+def _without_worker(trial: FrozenTrial) -> FrozenTrial:
+    trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name != "worker"}
+    return trial
+
+
+retry = Retry(inherit_intermediate_values=True)
+retry_dead = Retry(max_retry=5, inherit_intermediate_values=True)  # it may be the trial that kills them
 
 
 def open_storage(
@@ -203,17 +219,31 @@ def _open_database(url: str, heartbeat_s: int) -> RDBStorage:
 
 
 def _mend(path: Path):
-    "Take a line away that a full disk has cut off: a journal could not be read beyond it."
+    "Take away what a full disk has cut off: a journal could not be read beyond it."
     if not path.exists() or not path.stat().st_size:
         return
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()
     try:
         content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
+        whole = b"".join(_whole_entry(line) for line in content.splitlines(keepends=True))
+        if content.startswith(whole):
+            os.truncate(path, len(whole))  # for which even a full disk has room
+        else:
+            with atomic(path) as partial:
+                partial.write_bytes(whole)
     finally:
         lock.release()
+
+
+def _whole_entry(line: bytes) -> bytes:
+    "A journal's line; of one that was cut off, what another process wrote behind the cut."
+    entry = line[max(0, line.rfind(b'{"op_code"')):]
+    try:
+        json.loads(entry)
+    except ValueError:
+        return b""
+    return entry if entry.endswith(b"\n") else b""
 
 
 def _public(where: str) -> str:
@@ -234,12 +264,12 @@ def storage_errors(
     "Say in one line that a study cannot be read or written."
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError, AssertionError) as error:
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError, AssertionError, json.JSONDecodeError) as error:
         cause = error.__context__ if isinstance(error, AssertionError) else error.__cause__ or error
         if cause is None:  # no error of the storage's
             raise
-        raise InputError(f"study '{name or ''}' cannot be read or written ({_reason(cause)}): see to its storage; "
-                         "the same command goes on") from None
+        raise InputError(f"study '{name or ''}' cannot be read or written ({_reason(cause)}): see to its storage and its "
+                         "folder; the same command goes on") from None
 
 # %% ../nbs/09_tune.ipynb #9500e5b2
 def first_number(trial: FrozenTrial) -> int:
@@ -487,12 +517,12 @@ def _alive(trial: FrozenTrial, folder: Path) -> bool:
         signs = [path.stat().st_mtime for path in (folder / f"trial-{first_number(trial)}").rglob("history.csv")]
         return time.time() - max([trial.datetime_start.timestamp(), *signs]) < STALE_S
     try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
+        began = psutil.Process(int(process)).create_time()
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:  # it is another user's
-        pass
-    return True
+    except psutil.AccessDenied:  # it is another user's
+        return True
+    return int(process) != os.getpid() and began < trial.datetime_start.timestamp()  # else the number was given away again
 
 
 def enqueue(study: Study, trials: list[FrozenTrial]):
@@ -534,6 +564,7 @@ def search(
     say: Callable[[str], None] = print,
 ):
     "Make trials until a study has enough of them, together with other processes. Raises `InputError` if it cannot be written."
+    waits = False
     while True:
         with storage_errors(study.study_name):
             fail_stale_trials(study)
@@ -542,6 +573,9 @@ def search(
             if states[TrialState.WAITING] or begun < trials:
                 _one_trial(study, tuning, say)
             elif states[TrialState.RUNNING]:
+                if not waits:
+                    say(f"waiting for {states[TrialState.RUNNING]} trials of other processes")
+                waits = True
                 _wait(study, tuning)
             else:
                 return
@@ -552,7 +586,7 @@ def _wait(study: Study, tuning: Tuning):
     left = stale(study, tuning.folder)
     if left and len(left) == len(study.get_trials(deepcopy=False, states=[TrialState.RUNNING])):
         raise InputError(f"trials {', '.join(str(t.number) for t in left)} were left behind by processes that seem to have died: "
-                         "add --enqueue-stale to train them again")
+                         "`gzpaper tune` trains them again with --enqueue-stale, `gzpaper reproduce` when it is started again")
     time.sleep(POLL_S)
 
 
@@ -719,8 +753,16 @@ def tune(
         say(tell_round(held))
         best = Candidate(held["best"], held["candidates"][held["best"]])
         if held["low"] <= 0:
+            _forget_rounds(study, number)
             break
     return best
+
+
+def _forget_rounds(study: Study, last: int):
+    "Of rounds held with other settings, keep none that would now not be held."
+    for held in rounds_of(study)[last:]:
+        with storage_errors(study.study_name):
+            study.set_user_attr(f"round {held['round']}", None)
 
 
 def is_finished(
@@ -737,7 +779,7 @@ def is_finished(
 
 def rounds_of(study: Study) -> list[dict]:  # of `hold_round`
     "What a study's rounds have given, in order."
-    return sorted((held for name, held in study.user_attrs.items() if name.startswith("round ")), key=lambda held: held["round"])
+    return sorted((held for name, held in study.user_attrs.items() if name.startswith("round ") and held), key=lambda held: held["round"])
 
 
 def changed(
@@ -761,7 +803,7 @@ def tell_round(
             f"{end} (RMSE {scores}). Changed: {differs}")
 
 # %% ../nbs/09_tune.ipynb #d0151856
-OF_ONE_TRAINING = ("seed", "folds", "fold", "accumulate", "pretrained", "precision")
+OF_ONE_TRAINING = ("seed", "folds", "fold", "pretrained")
 
 
 def write_params(
@@ -785,8 +827,3 @@ def publish_study(
         for name, value in study.user_attrs.items():
             copy.set_user_attr(name, value)
         copy.add_trials([_without_worker(trial) for trial in study.trials])
-
-
-def _without_worker(trial: FrozenTrial) -> FrozenTrial:
-    trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name != "worker"}
-    return trial

@@ -47,12 +47,14 @@ def test_a_second_time_nothing_is_executed(smoke):
 
 def test_only_what_depends_on_a_change_is_executed_again(smoke):
     profile, modules = smoke / "paper/profiles/smoke.yaml", smoke / "gzpaper"
-    kept = {p: p.read_text() for p in [profile, modules / "baselines.py", modules / "data.py", chain.notebook_path(NAMES[1])]}
+    files = [profile, *(modules / f"{name}.py" for name in ("baselines", "data", "tune")), chain.notebook_path(NAMES[1])]
+    kept = {path: path.read_text() for path in files}
     changes = {
         profile: ("epochs: 3", "epochs: 2", ["03_vgg7"]),
         modules / "baselines.py": ("KMeans(k,", "KMeans( k,",
                                    ["02_benchmarks", "03_vgg7", "08_learning_curve", "09_final", "11_submission"]),
         modules / "data.py": ("CROP = 232", "CROP  = 232", NAMES),
+        modules / "tune.py": ("STALE_S = 3600", "STALE_S  = 3600", ["07_tuning", "09_final", "10_evaluation"]),
         chain.notebook_path(NAMES[1]): ("What is reached", "What can be reached", ["02_benchmarks"]),
     }
     for path, (old, new, expected) in changes.items():

@@ -54,6 +54,23 @@ study = tune.open_study("many", space, tune.open_storage(where, heartbeat_s=3), 
 tune.search(study, tuning, int(trials))
 """
 
+# `gzpaper tune`, which notes the weights that it predicts with after a training in full.
+NOTED_ROUND = """
+import os
+from gzpaper import tune
+from gzpaper.cli import main
+
+predict = tune.predict_held_out
+
+def noted(weights, *others):
+    with open(os.environ["LOG"], "a") as log:
+        log.write(f"{weights}\\n")
+    return predict(weights, *others)
+
+tune.predict_held_out = noted
+main()
+"""
+
 
 @pytest.fixture
 def space_file(tmp_path) -> Path:
@@ -196,16 +213,34 @@ def test_whole_number_ends_of_a_real_parameter(tmp_path):
 
 def test_two_processes_share_a_round(space_file, mock_folder, tmp_path):
     "Each training in full is done once, and both come to the same parameters."
-    command = [sys.executable, "-c", "from gzpaper.cli import main; main()",
-               *map(str, arguments(space_file, mock_folder, tmp_path / "out", "--trials", 3, "--seeds", 1)),
-               "--storage", str(tmp_path / "s.journal")]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    finish(*[subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread) for _ in range(2)])
+    run = arguments(space_file, mock_folder, tmp_path / "out", "--trials", 3, "--seeds", 1, "--storage", tmp_path / "s.journal")
+    command = [sys.executable, "-c", NOTED_ROUND, *map(str, run)]
+    told = os.environ | {"OMP_NUM_THREADS": "1", "LOG": str(tmp_path / "predicted.log")}
+    finish(*[subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=told) for _ in range(2)])
     assert read_yaml(tmp_path / "out/params.yaml")["model"] == "vgg7"
     study = tune.take_study(tune.open_storage(str(tmp_path / "s.journal")))
     held, = tune.rounds_of(study)
-    weights = list((tmp_path / "out/space").glob("round-1-*/weights.safetensors"))
+    weights = [str(path) for path in (tmp_path / "out/space").glob("round-1-*/weights.safetensors")]
     assert len(weights) == len(held["rmse"]) and not list((tmp_path / "out/space").rglob("checkpoint.pt"))
+    assert sorted((tmp_path / "predicted.log").read_text().splitlines()) == sorted(weights)
+
+
+def test_rounds_that_would_no_longer_be_held_are_forgotten(space_file, monkeypatch):
+    "If an earlier round, held again with more trials, gains nothing, later ones of before do not outlive it."
+    lows = [0.1, 0.1]
+
+    def held(study, tuning, number, in_use, seeds):
+        best = f"trial-{number}"
+        return {"round": number, "seeds": seeds, "in_use": in_use.name, "candidates": {in_use.name: {}, best: {}}, "best": best,
+                "rmse": {in_use.name: [0.2], best: [0.1]}, "gain": 0.1, "low": lows[number - 1], "high": 0.2}
+
+    monkeypatch.setattr(tune, "search", lambda *_: None)
+    monkeypatch.setattr(tune, "hold_round", held)
+    study, tuning = optuna.create_study(), tune.Tuning(tune.read_space(space_file), None, Path("none"))
+    assert tune.tune(study, tuning, 3, rounds=2).name == "trial-2" and len(tune.rounds_of(study)) == 2
+    lows[0] = -0.1
+    assert tune.tune(study, tuning, 4, rounds=2).name == "trial-1" and [h["best"] for h in tune.rounds_of(study)] == ["trial-1"]
+    assert tune.is_finished(study, 4, 2, 2)
 
 
 def test_killed_on_a_journal(space_file, mock_folder, tmp_path, cli, monkeypatch):
@@ -223,9 +258,22 @@ def test_killed_on_a_journal(space_file, mock_folder, tmp_path, cli, monkeypatch
     with pytest.raises(tune.InputError, match="trials 0 were left behind.*--enqueue-stale"):
         tune.search(study, tuning, 1)
     tune.enqueue(study, tune.stale(study, tmp_path))
+    assert "worker" not in study.trials[1].user_attrs
     tune.search(study, tuning, 1, say=lambda line: None)
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert [(trial, step) for trial, step, _ in epochs_of(tmp_path)] == [(0, 1)] and study.trials[1].last_step == 3
+
+
+def test_whose_process_has_died(space_file, tmp_path):
+    "On a journal: not one that is older than the trial, unless it is this one, which is at none while it looks."
+    study = tune.open_study("one", tune.read_space(space_file), tune.open_storage(str(tmp_path / "study.journal")))
+    trial = study.ask()
+    time.sleep(1.1)  # Linux tells when it was started in whole seconds
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as younger:
+        for process, dead in ((os.getppid(), False), (os.getpid(), True), (younger.pid, True)):
+            trial.set_user_attr("worker", f"{socket.gethostname()}:{process}")
+            assert bool(tune.stale(study, tmp_path)) == dead
+        younger.communicate(b"\n")
 
 
 def test_a_silent_trial_in_a_database_is_shown_as_stale(space_file, tmp_path):
@@ -257,6 +305,20 @@ def test_a_journal_that_a_full_disk_has_cut_off(space_file, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code":4,"worker')
     assert tune.take_study(tune.open_storage(str(path))).study_name == "cut" and path.read_bytes() == whole
+
+
+def test_a_journal_in_which_another_process_went_on_behind_a_cut(space_file, tmp_path):
+    "Nothing that was written whole is lost, and a process that reads the cut says so in a line."
+    space, path = tune.read_space(space_file), tmp_path / "study.journal"
+    other = tune.open_study("cut", space, tune.open_storage(str(path)))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code":4,"worker')
+    with pytest.raises(tune.InputError, match="study 'cut' cannot be read or written"), tune.storage_errors("cut"):
+        for value in range(3):
+            other.set_user_attr("value", value)
+    written = path.read_bytes()[len(whole):].removeprefix(b'{"op_code":4,"worker')
+    assert tune.take_study(tune.open_storage(str(path))).user_attrs["value"] == written.count(b"value") - 1 >= 0
+    assert path.read_bytes() == whole + written
 
 
 def test_the_pruner_saves_epochs_and_keeps_the_best():
