@@ -472,6 +472,18 @@ class Section:
 
         return tune.read_space(root() / f"paper/search/{name}.yaml")
 
+    def final_specs(
+        self,
+        name: str,  # of a file in paper/search
+        parameters: dict,  # one of `chosen`
+        folds: int,
+        epochs: int,
+        seeds: int = 1,  # of each fold
+    ) -> list[Spec]:  # one a seed, for `cross_validation`
+        "Trainings by which the parameters before a search and after it are compared: on seeds that no training of it has had."
+        space, first = self.space(name), FRESH_SEED + self.parameters["seed"]
+        return [space.spec(parameters, epochs=epochs, seed=first + i, folds=folds) for i in range(seeds)]
+
     def cross_validation(
         self,
         spec: Spec,  # with a number of folds

@@ -21,9 +21,9 @@ from .tree import AFTER_STAR, COLUMNS, QUESTIONS, InputError, Question, asked
 # %% auto #0
 __all__ = ['SEEDS', 'ASKED', 'CONFIDENT', 'VOLUNTEERS', 'CROWDS', 'LARGEST_POWER', 'SMALLEST_POWER', 'align', 'read_scorable',
            'scored', 'rmse', 'bootstrap_rmse', 'rmse_table', 'score_table', 'compare', 'mean_of_seeds', 'against_table',
-           'verdict', 'final_fall', 'conditional', 'leading', 'confidence', 'accuracy_table', 'majority',
-           'question_table', 'answer_table', 'vote_variance', 'noise_floor', 'ceiling', 'worth_table', 'confusion',
-           'confusion_table', 'calibration_bins', 'calibration_table', 'selective_table', 'leading_path',
+           'verdict', 'folds_verdict', 'final_fall', 'conditional', 'leading', 'confidence', 'accuracy_table',
+           'majority', 'question_table', 'answer_table', 'vote_variance', 'noise_floor', 'ceiling', 'worth_table',
+           'confusion', 'confusion_table', 'calibration_bins', 'calibration_table', 'selective_table', 'leading_path',
            'compare_paths', 'learning_law', 'fit_learning_law', 'evaluation']
 
 # %% ../nbs/07_evaluate.ipynb #8180723d
@@ -211,6 +211,18 @@ def verdict(
     if seeds < SEEDS or low <= 0 <= high or abs(difference) <= spread:
         return "not resolved"
     return "lower" if difference < 0 else "higher"
+
+
+def folds_verdict(
+    low: float,  # end of the interval of a difference, out of fold
+    high: float,
+    each: list[float],  # the difference in each fold
+) -> str:  # lower, higher or not resolved
+    "What may be said of a difference of RMSE out of fold."
+    agree = min(each) > 0 or max(each) < 0
+    if len(each) < SEEDS or low <= 0 <= high or not agree:
+        return "not resolved"
+    return "lower" if high < 0 else "higher"
 
 # %% ../nbs/07_evaluate.ipynb #ac6c3cb5
 def final_fall(
@@ -483,7 +495,7 @@ def fit_learning_law(
     lowest: float,  # that the floor can be: the noise of the votes
 ) -> np.ndarray:  # floor, excess, power
     "The law that goes through RMSEs best, in squares weighted by their errors."
-    start = [min(1.5 * lowest, rmses.min()), max(rmses.min() ** 2 - lowest**2, 1e-6), 0.5]
+    start = [max(lowest, min(1.5 * lowest, rmses.min())), max(rmses.min() ** 2 - lowest**2, 1e-6), 0.5]
     return least_squares(lambda p: (learning_law(n, *p) - rmses) / errors, start, x_scale=[0.01, 0.001, 0.1], ftol=1e-8, xtol=1e-8,
                          bounds=([lowest, 0, SMALLEST_POWER], [np.inf, np.inf, LARGEST_POWER])).x
 

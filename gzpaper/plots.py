@@ -461,13 +461,13 @@ def path_panel(
     ax = _axes(ax, 3.5, 1.25)
     height = 1.22  # of the panel, in widths of the image
     ax.imshow(image, extent=(0, 1, height - 1.05, height - 0.05))
-    ax.set(xlim=(0, 4.4), ylim=(0, height), aspect="equal")
+    ax.set(xlim=(0, 4.66), ylim=(0, height), aspect="equal")
     ax.text(0.5, 0.02, title, fontsize=6.3, ha="center")
     lines = [("", "volunteers", "network", True), *path[["question", "volunteers", "network", "agree"]].itertuples(index=False)]
     step = min(0.115, 1.15 / len(lines))
     for i, (question, volunteers, network, agree) in enumerate(lines):
         style = {"fontsize": 5.8, "va": "top", "color": "black" if agree else RED, "weight": "bold" if i == 0 else "normal"}
-        for x, text in ((1.05, question), (2.08, volunteers), (3.26, network)):
+        for x, text in ((1.04, question), (2.12, volunteers), (3.41, network)):
             ax.text(x, height - 0.05 - step * i, text, **style)
     ax.axis("off")
     return ax

@@ -413,8 +413,11 @@ def predict_folder(
     _check_names(images, catalogue_out)
     ensemble = Ensemble(weights or released(), rotations, flip, scales, device)
     parts = Parts(Path(f"{out}.parts"), images, ensemble.about)
-    _predict_parts(ensemble, parts, _cut(len(images))[shard[0] - 1 :: shard[1]], skip_bad, progress)
+    share = _cut(len(images))[shard[0] - 1 :: shard[1]]
+    _predict_parts(ensemble, parts, share, skip_bad, progress)
     with exclusive(out) if shard[1] > 1 else nullcontext():
+        if share and not parts.path(share[0]).exists():  # another share was last, wrote the tables and removed the parts
+            return _written(Path(out))
         return _finish(parts, skip_bad, Path(out), catalogue_out)
 
 
@@ -469,6 +472,12 @@ def _finish(parts: Parts, skip_bad: bool, out: Path, catalogue_out: str | Path |
     write_predictions(table, out)
     _remove_parts(parts, cut)
     return len(table), len(reasons)
+
+
+def _written(out: Path) -> tuple[int, int]:
+    "Galaxies of a table, and images that are not in it."
+    bad = bad_path(out)
+    return len(read_predictions(out)), len(pd.read_csv(bad)) if bad.exists() else 0
 
 
 def _check_refused(parts: Parts, missing: list[range]):
@@ -534,7 +543,9 @@ def release(
 
 _TWINS = {"alone_rmse": "RMSE of one network, 16 views", "alone_skill": "its skill: RMSE over that of the training mean",
           "rmse": "RMSE of an ensemble, 16 views", "skill": "its skill", "networks": "networks of the ensemble",
-          "n": "galaxies that they are scored on"}  # what of paper/numbers/09_final.json a card tells, in its words
+          "n": "galaxies that they are scored on", "twin_galaxies": "galaxies that each was trained on, at least",
+          "twin_epochs": "epochs of each", "twin_width": "channels of its first block",
+          "twin_size": "px of its input"}  # what of paper/numbers/09_final.json a card tells, in its words
 
 
 def _read_scores(path: str | Path) -> dict[str, float]:
@@ -552,7 +563,9 @@ def _read_scores(path: str | Path) -> dict[str, float]:
 def _halved(path: str | Path) -> tuple[bytes, dict]:
     "A file of weights in half precision, and its header."
     model, _, about = load_weights(path)
-    if about.get("validation_rmse") is not None or about.get("trained_on", 0) < about.get("of", 0):
+    if "trained_on" not in about or "of" not in about:
+        raise InputError(f"{path} does not say how many galaxies it was trained on: train again with this version")
+    if about.get("validation_rmse") is not None or about["trained_on"] < about["of"]:
         raise InputError(f"{path} was trained with galaxies held out, which its card denies: train with --validation 0 --test 0")
     state = {name: (value.half() if value.ndim > 1 else value).contiguous() for name, value in model.state_dict().items()}
     wrong = next((name for name, value in state.items() if not value.isfinite().all()), None)

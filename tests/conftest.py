@@ -168,7 +168,7 @@ def write_untrained(path: Path, spread: float = 1.0) -> Path:
     with torch.no_grad():
         model.tail[-1].weight *= spread
         model(torch.randn(256, 3, 32, 32))  # so that batch norm knows the scale of what it sees
-    save_weights(path, model, spec, Input(32, 35, [0.04] * 3, [0.08] * 3))
+    save_weights(path, model, spec, Input(32, 35, [0.04] * 3, [0.08] * 3), trained_on=0, of=0)
     return path
 
 

@@ -58,6 +58,7 @@ def test_readme_is_what_index_gives(tmp_path):
 def test_readme_names_every_notebook_and_its_links_lead_somewhere():
     text = (ROOT / "README.md").read_text()
     assert all(f"nbs/{p.name}" in text for p in LIBRARY)
+    assert all(f"paper/notebooks/{p.name}" in text for p in ROOT.glob("paper/notebooks/*.ipynb"))
     links = re.findall(r"\]\(([^)#]+)\)", text)
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 

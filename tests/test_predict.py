@@ -106,6 +106,23 @@ def test_shares_make_one_table(mock_folder, members, tmp_path, parts_of_eight):
     np.testing.assert_allclose(table_of(tmp_path), predict_images(members, mock_folder / IMAGES, **FEW), atol=1e-6)
 
 
+def test_two_shares_end_at_once(mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
+    "Both find all parts there; the second to write finds that the first has."
+    predict_parts = predict._predict_parts
+
+    def share(number: int):
+        return predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(number, 2), **FEW)
+
+    def slowly(*arguments):
+        predict_parts(*arguments)
+        monkeypatch.setattr(predict, "_predict_parts", predict_parts)
+        assert share(2) == (N, 0)
+
+    monkeypatch.setattr(predict, "_predict_parts", slowly)
+    assert share(1) == (N, 0)
+    assert_whole(tmp_path)
+
+
 def test_parts_of_another_command_do_not_mix(mock_folder, members, tmp_path, parts_of_eight):
     arguments = mock_folder / IMAGES, tmp_path / "out.csv"
     predict_folder(*arguments, members, shard=(1, 2), **FEW)
@@ -326,7 +343,10 @@ def test_too_large_to_release(members, scores, tmp_path, cli, monkeypatch):
 def test_only_networks_that_saw_all_are_released(members, scores, tmp_path, cli):
     model, expects, about = load_weights(members[0])
     save_weights(tmp_path / "w.safetensors", model, Spec.from_dict(about["spec"]), expects, validation_rmse=0.1)
-    cli("release", tmp_path / "w.safetensors", "--scores", scores, "--out", tmp_path / "out").refused("held out", "--validation 0 --test 0")
+    run = "release", tmp_path / "w.safetensors", "--scores", scores, "--out", tmp_path / "out"
+    cli(*run).refused("w.safetensors", "does not say how many", "train again")
+    save_weights(tmp_path / "w.safetensors", model, Spec.from_dict(about["spec"]), expects, validation_rmse=0.1, trained_on=8, of=8)
+    cli(*run).refused("held out", "--validation 0 --test 0")
 
 
 def test_a_folder_with_other_files_is_no_release(members, scores, tmp_path, cli):
