@@ -32,8 +32,8 @@ import torch
 from PIL import Image
 
 import gzpaper
-from .data import (CHALLENGE_IMAGES, Galaxies, Images, KaggleFolder, atomic, decode, load_galaxies, read_labels, read_yaml,
-                          sample_table, scale_area)
+from .data import (CHALLENGE_IMAGES, Galaxies, Images, KaggleFolder, atomic, decode, exclusive, load_galaxies, read_labels,
+                          read_yaml, sample_table, scale_area)
 from .loader import store_side
 from .models import build_model
 from .predict import predict_held_out, predict_store, released
@@ -379,7 +379,8 @@ class Section:
         side, p = store_side(size, field), self.parameters
         galaxies = load_galaxies(self.folder, self.out / f"stores/{side}", side, p["validation"], p["test"])
         self.digest = galaxies.digest
-        with atomic(self.out / "sample.csv") as partial:
+        path = self.out / "sample.csv"
+        with exclusive(path), atomic(path) as partial:  # another process may be at the same study
             sample_table(galaxies).to_csv(partial, index=False)
         return galaxies.sealed()
 

@@ -1,6 +1,7 @@
 """Nested subsets for the learning curve, and the test part, which one section opens."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,13 @@ def section(mock_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("GZPAPER_RUNS", str(tmp_path))
     common = {"profile": "none", "data": str(mock_folder), "mock_galaxies": 0, "seed": 0, "validation": 8, "test": 8}
     return lambda name: chain.Section(name, **common)
+
+
+def test_several_at_the_same_study_ask_for_galaxies_at_once(section):
+    several = section("07_tuning")
+    several.galaxies(16, 212.0)
+    with ThreadPoolExecutor(4) as pool:
+        assert {g.digest for g in pool.map(lambda _: several.galaxies(16, 212.0), range(40))} == {several.digest}
 
 
 def test_no_other_section_can_open_it(section):
