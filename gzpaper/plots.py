@@ -53,8 +53,9 @@ def gallery(
     "Images in rows, each with a caption."
     n, height, width = images.shape[:3]
     lines = max(caption.count("\n") + 1 for caption in captions)
-    rows, gap = -(-n // columns), round((0.09 + 0.11 * lines) * height)
-    ax = _axes(ax, 1.2 * columns, 1.2 * rows * (height + gap) / width)
+    inches = 7.2 / columns
+    rows, gap = -(-n // columns), round((0.11 + 0.13 * lines) / inches * height)
+    ax = _axes(ax, 7.2, inches * rows * (height + gap) / width)
     canvas = np.full((rows * (height + gap), columns * width + (columns - 1) * 2, 3), 255, np.uint8)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         y, x = (i // columns) * (height + gap), (i % columns) * (width + 2)
@@ -313,10 +314,11 @@ def importance_bars(
 ) -> Axes:
     "How much of the trials' differences each parameter explains."
     importances = importances.sort_values()
-    ax = _axes(ax, COLUMN_WIDTH, 0.6 + 0.2 * len(importances))
+    ax = _axes(ax, COLUMN_WIDTH, 0.6 + 0.15 * len(importances))
     ax.barh(np.arange(len(importances)), importances, height=0.6)
     ax.set_yticks(np.arange(len(importances)), [name.replace("_", " ") for name in importances.index])
     ax.set(xlabel="importance")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     return ax
 
 # %% ../nbs/10_plots.ipynb #ca9dce09
@@ -428,8 +430,8 @@ def selective_curves(
     ax = _axes(ax, COLUMN_WIDTH, 2.4)
     for colour, (number, own) in zip([BLUE, ORANGE, GREEN, RED, PURPLE, SKY], table.groupby("question")):
         ax.plot(own.kept, own.accuracy, color=colour, label=_titled(number))
-    ax.set(xlabel="share of galaxies kept", ylabel="accuracy of the leading answer", xlim=(0, 1))
-    ax.legend(loc="lower left", handlelength=1.2, labelspacing=0.3)
+    ax.set(xlabel="share of galaxies kept", ylabel="accuracy", xlim=(0, 1))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.2, labelspacing=0.2)
     return ax
 
 # %% ../nbs/10_plots.ipynb #330df4c3
