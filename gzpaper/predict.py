@@ -541,23 +541,17 @@ def release(
     return [Path(out) / f"{name}.safetensors" for name in files]
 
 
-_TWINS = {"alone_rmse": "RMSE of one network, 16 views", "alone_skill": "its skill: RMSE over that of the training mean",
-          "rmse": "RMSE of an ensemble, 16 views", "skill": "its skill", "networks": "networks of the ensemble",
-          "n": "galaxies that they are scored on", "twin_galaxies": "galaxies that each was trained on, at least",
-          "twin_epochs": "epochs of each", "twin_width": "channels of its first block",
-          "twin_size": "px of its input"}  # what of paper/numbers/09_final.json a card tells, in its words
-
-
 def _read_scores(path: str | Path) -> dict[str, float]:
-    "The numbers of a JSON file."
+    "The numbers of a JSON file, or those that it tells of twins, as paper/numbers/09_final.json does."
     try:
         found = json.loads(Path(path).read_text())
+        found = found.get("twins", found)
         scores = {name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as scores ({error}): name a JSON file of `name: number`") from None
     if not scores:
         raise InputError(f"{path} has no score: name a JSON file of `name: number`")
-    return {told: scores[name] for name, told in _TWINS.items()} if _TWINS.keys() <= scores.keys() else scores
+    return scores
 
 
 def _halved(path: str | Path) -> tuple[bytes, dict]:

@@ -334,6 +334,14 @@ def test_released_weights(scores, tmp_path, mock_folder, cli, monkeypatch):
     np.testing.assert_allclose(table_of(tmp_path, "o.csv"), expected, atol=1e-6)
 
 
+def test_a_card_tells_what_a_section_says_of_twins(tmp_path):
+    (tmp_path / "09_final.json").write_text(json.dumps({"rmse": 0.5, "twins": {"RMSE of one network": 0.0871}}))
+    member = write_untrained(tmp_path / "w.safetensors", 1.0)
+    [file] = release([member], tmp_path / "09_final.json", tmp_path / "released")
+    card = file.with_suffix(".md").read_text()
+    assert "| RMSE of one network | 0.0871 |" in card and "0.5 |" not in card
+
+
 def test_too_large_to_release(members, scores, tmp_path, cli, monkeypatch):
     monkeypatch.setattr(predict, "LARGEST", 1000)
     cli("release", *members, "--scores", scores, "--out", tmp_path / "out").refused("2 files", "MiB", "release fewer")
