@@ -488,10 +488,11 @@ class Section:
     def cross_validation(
         self,
         spec: Spec,  # with a number of folds
+        trained: int = 0,  # how many of them are trained, the first; 0: all
     ) -> list[Run]:  # one a fold
-        "The runs of a cross-validation, which together predict every galaxy outside of the test part."
+        "The runs of a cross-validation; those of all folds together predict every galaxy outside of the test part."
         galaxies = self.galaxies(spec.size, spec.field)
-        return [self.run(replace(spec, fold=fold), galaxies) for fold in range(1, spec.folds + 1)]
+        return [self.run(replace(spec, fold=fold), galaxies) for fold in range(1, (trained or spec.folds) + 1)]
 
     def figure(self, name: str, ax, caption: str):
         "Keep a figure as PDF and PNG, given any of its Axes."
