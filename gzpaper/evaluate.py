@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from scipy.optimize import least_squares
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from .data import check_ids, read_labels, read_table
 from .mock import vote
@@ -21,7 +21,7 @@ from .tree import AFTER_STAR, COLUMNS, QUESTIONS, InputError, Question, asked
 # %% auto #0
 __all__ = ['SEEDS', 'ASKED', 'CONFIDENT', 'VOLUNTEERS', 'CROWDS', 'LARGEST_POWER', 'SMALLEST_POWER', 'align', 'read_scorable',
            'scored', 'rmse', 'bootstrap_rmse', 'rmse_table', 'score_table', 'compare', 'mean_of_seeds', 'against_table',
-           'verdict', 'folds_verdict', 'final_fall', 'conditional', 'leading', 'confidence', 'accuracy_table',
+           'verdict', 'compare_folds', 'final_fall', 'conditional', 'leading', 'confidence', 'accuracy_table',
            'majority', 'question_table', 'answer_table', 'vote_variance', 'noise_floor', 'ceiling', 'worth_table',
            'confusion', 'confusion_table', 'calibration_bins', 'calibration_table', 'selective_table', 'leading_path',
            'compare_paths', 'learning_law', 'fit_learning_law', 'evaluation']
@@ -213,16 +213,32 @@ def verdict(
     return "lower" if difference < 0 else "higher"
 
 
-def folds_verdict(
-    low: float,  # end of the interval of a difference, out of fold
-    high: float,
-    each: list[float],  # the difference in each fold
-) -> str:  # lower, higher or not resolved
-    "What may be said of a difference of RMSE out of fold."
-    agree = min(each) > 0 or max(each) < 0
-    if len(each) < SEEDS or low <= 0 <= high or not agree:
-        return "not resolved"
-    return "lower" if high < 0 else "higher"
+def compare_folds(
+    ours: list[np.ndarray],  # [N, 37] each, out of fold: one a seed
+    theirs: list[np.ndarray],  # [N, 37] each
+    true: np.ndarray,  # [N, 37]
+    fold: np.ndarray,  # [N] the fold that held each galaxy out
+    k: int,  # folds of the cross-validation, those included that were not trained
+) -> dict:  # difference, low, high; in_folds, folds_low, folds_high; outcome: lower, higher or not resolved
+    "`compare` out of fold, and the interval between folds; resolved is what both leave no doubt of, in three folds or more."
+    difference, low, high = compare(ours, theirs, true)
+    in_folds = np.array([np.subtract(*[np.mean([rmse(p[fold == f], true[fold == f]) for p in side]) for side in (ours, theirs)])
+                         for f in np.unique(fold)])
+    folds_low, folds_high = _between_folds(in_folds, k)
+    lower, higher = max(high, folds_high) < 0, min(low, folds_low) > 0
+    outcome = "not resolved" if len(in_folds) < SEEDS or not (lower or higher) else "lower" if lower else "higher"
+    return {"difference": difference, "low": low, "high": high, "in_folds": in_folds.tolist(), "folds_low": folds_low,
+            "folds_high": folds_high, "outcome": outcome}
+
+
+def _between_folds(differences: np.ndarray, k: int) -> tuple[float, float]:
+    """Student's 95% interval of the mean of some of k folds' differences, NaN for one. Folds share most of what they learn from, so the
+    variance of the mean is not 1 / folds of theirs but 1 / (k - 1) more (Nadeau & Bengio 2003, https://doi.org/10.1023/A:1024068626366)."""
+    n = len(differences)
+    if n < 2:
+        return math.nan, math.nan
+    half = t.ppf(0.975, n - 1) * differences.std(ddof=1) * math.sqrt(1 / n + 1 / (k - 1))
+    return float(differences.mean() - half), float(differences.mean() + half)
 
 # %% ../nbs/07_evaluate.ipynb #ac6c3cb5
 def final_fall(

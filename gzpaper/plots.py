@@ -211,7 +211,7 @@ def headline_dots(
         ax.annotate(f"{value:.4f}", (value, position), (0, 5), textcoords="offset points", ha="center", fontsize=6.5)
     ax.set_yticks(y, scores.name)
     ax.set(xlabel="RMSE", ylim=(-0.6, len(scores) - 0.3))
-    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_locator(MaxNLocator(3))
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
     return ax
 
