@@ -445,7 +445,7 @@ def attention_maps(
     for (above, below), image, heat, caption in zip(axes.T, images, maps, captions, strict=True):
         side = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
         for ax in (above, below):
-            ax.imshow(image, extent=side)
+            ax.imshow(image, extent=side, interpolation="none")  # each pixel once in a PDF
             ax.axis("off")
         steps = [(np.arange(n) + 0.5) * whole / n - 0.5 for n, whole in zip(heat.shape, image.shape)]
         below.contour(steps[1], steps[0], heat, levels=[0.25, 0.5, 0.75], colors=[SKY, ORANGE, RED], linewidths=[0.6, 0.9, 1.2])
@@ -462,7 +462,7 @@ def path_panel(
     "A galaxy, and beside it what the volunteers and the network lead to, question by question; where they differ in red."
     ax = _axes(ax, 3.5, 1.25)
     height = 1.22  # of the panel, in widths of the image
-    ax.imshow(image, extent=(0, 1, height - 1.05, height - 0.05))
+    ax.imshow(image, extent=(0, 1, height - 1.05, height - 0.05), interpolation="none")
     ax.set(xlim=(0, 4.66), ylim=(0, height), aspect="equal")
     ax.text(0.5, 0.02, title, fontsize=6.3, ha="center")
     lines = [("", "volunteers", "network", True), *path[["question", "volunteers", "network", "agree"]].itertuples(index=False)]

@@ -576,12 +576,12 @@ A network of gzpaper {version}. `gzpaper predict FOLDER` uses it together with t
 
 {galaxies}. None was held out. Training: {epochs} epochs, batches of {batch_size}, \
 peak learning rate {learning_rate:.3g}, seed {seed}, in {precision}. It sees {size} x {size} px that span the central {field:g} px of a \
-424 px stamp. The file's header has every parameter.
+424 px stamp; {network}. The file's header has every parameter.
 
 ## Scores
 
-This network has seen every galaxy that it could be scored on. These scores are those of its twins, each judged on galaxies that it \
-had not seen: trained in the same way, with the same parameters but for what is said here, on fewer galaxies.
+This network has seen every galaxy that it could be scored on. These scores are those of twins that have seen fewer, each judged on \
+galaxies that it had not seen. They were trained in the same way, but are not the same networks: what is said with a score is theirs.
 
 | | |
 | --- | --- |
@@ -619,8 +619,10 @@ def model_card(
                              "agreed on: expect larger errors on others.")
     rows = [f"| {name.replace('_', ' ')} | {value:.5g} |" for name, value in scores.items()]
     told = {name: spec[name] for name in ("model", "epochs", "batch_size", "learning_rate", "seed", "size", "field")}
-    return _CARD.format(**told, version=gzpaper.__version__, precision=about.get("precision", "an unknown precision"), galaxies=galaxies,
-                        bias=bias, scores="\n".join(rows))
+    network = [f"{k.replace('_', ' ')} {v:.3g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
+               for k, v in spec["model_parameters"].items()]
+    return _CARD.format(**told, network=", ".join(network), version=gzpaper.__version__, galaxies=galaxies, bias=bias,
+                        precision=about.get("precision", "an unknown precision"), scores="\n".join(rows))
 
 # %% ../nbs/08_predict.ipynb #2a4e4667
 def at_scale(

@@ -123,6 +123,22 @@ def test_several_at_the_same_study_ask_for_galaxies_at_once(section):
         assert {g.digest for g in pool.map(lambda _: several.galaxies(16, 212.0), range(40))} == {several.digest}
 
 
+def test_as_many_folds_are_trained_as_are_asked_for(section, monkeypatch):
+    tuning = section("07_tuning")
+    monkeypatch.setattr(tuning, "run", lambda spec, galaxies: spec.fold)
+    spec = Spec(size=16, folds=5)
+    assert tuning.cross_validation(spec) == [1, 2, 3, 4, 5]
+    assert tuning.cross_validation(spec, trained=2) == [1, 2]
+
+
+def test_pictures_have_few_levels(section, mock_folder):
+    "Those of figures, for fewer bytes; nothing that a network sees."
+    some = section("01_dataset")
+    ids = some.galaxies(16, 212.0).ids[:3]
+    pictures = some.pictures(ids, 40)
+    assert pictures.shape == (3, 40, 40, 3) and pictures.dtype == np.uint8 and not (pictures % 5).any() and pictures.max() > 50
+
+
 def test_no_other_section_can_open_it(section):
     other = section("01_dataset")
     with pytest.raises(InputError) as refusal:

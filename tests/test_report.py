@@ -166,11 +166,15 @@ def test_mock_galaxies_are_named_on_every_page(stage):
     assert len(told(stage, "mock")) == told(stage, "pages")[0] >= 6
 
 
-def test_verdicts_follow_the_numbers(stage):
+def judged(stage: Path, claim: str) -> str:
+    "The verdict on a claim of the brief."
     claims = read_yaml(stage / "quoted.yaml")["brief"]["claims"]
+    return {c["claim"]: c["verdict"] for c in told(stage, "claims")[0]}[claims[claim]]
 
+
+def test_verdicts_follow_the_numbers(stage):
     def verdict(claim: str) -> str:
-        return {c["claim"]: c["verdict"] for c in told(stage, "claims")[0]}[claims[claim]]
+        return judged(stage, claim)
 
     def all_are(word: str):
         change(stage / "numbers/04_architectures.json",
@@ -182,6 +186,31 @@ def test_verdicts_follow_the_numbers(stage):
     assert verdict("winner") == verdict("score") == verdict("lora") == verdict("heads") == "not decided here"
     change(stage / "numbers/01_dataset.json", lambda n: n.update(train=60000))
     assert verdict("winner") == "refuted", "on all of the challenge's galaxies the score decides"
+
+
+@pytest.mark.parametrize("outcome, verdict", [("better", "confirmed"), ("worse", "refuted"), ("not resolved", "not resolved")])
+def test_tuning_is_told_as_it_came_out(stage, outcome, verdict):
+    file = stage / "numbers/07_tuning.json"
+    change(file, lambda n: n.update(outcome=outcome))
+    assert judged(stage, "tuning") == verdict
+    longer = {**json.loads(file.read_text()), "epochs": 999}
+    change(file, lambda n: n.update(longer=[longer]))
+    assert judged(stage, "tuning") == verdict
+    other = "worse" if outcome == "better" else "better"
+    change(file, lambda n: n.update(longer=[longer | {"outcome": other}]))
+    assert judged(stage, "tuning") == "not resolved", "what changes with the length is not decided"
+
+
+@pytest.mark.parametrize("name, other", [
+    ("09_final", {"members": ["tuned"], "better": "tuned"}), ("09_final", {"members": ["default"]}),
+    ("10_evaluation", {"parameters": "tuned"}),
+    ("08_learning_curve", {"rejected": False, "power_at_bound": ""}), ("08_learning_curve", {"power_at_bound": "smallest"}),
+    ("10_evaluation", {"volunteers": None, "maps": False, "at_ceiling": ["odd", "bar"]}),
+])
+def test_the_text_has_words_for_other_outcomes(stage, name, other):
+    before = made(stage)
+    change(stage / f"numbers/{name}.json", lambda n: n.update(other))
+    assert made(stage) != before
 
 
 def test_sections_outside_of_the_chain_are_left_out(stage):
