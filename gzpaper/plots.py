@@ -392,7 +392,7 @@ def confusion_grid(
     ax = _axes(ax, 1.8, 1.8)
     rows = matrix.sum(1, keepdims=True)
     shares = np.divide(100.0 * matrix, rows, out=np.full(matrix.shape, np.nan), where=rows > 0)
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (i, j), share in np.ndenumerate(shares):
         if not np.isnan(share):
             ax.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=6.5, color="white" if share > 60 else "black")
