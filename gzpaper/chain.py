@@ -406,12 +406,13 @@ class Section:
         self,
         ids,  # [N] GalaxyIDs
         side: int = 80,  # px
+        step: int = 5,  # between levels from 0 to 255: people do not see it, and files have half the bytes; 1 for networks
     ) -> np.ndarray:  # [N, side, side, 3] uint8
-        "The central parts of some galaxies' images, for people to look at: in steps of 5 of 255, which are half the bytes, and not seen."
+        "The central parts of some galaxies' images."
         images = KaggleFolder(self.folder).images()
         rows = {int(i): row for row, i in enumerate(images.ids)}
         pictures = [scale_area(decode(images.read(rows[i]), images.where(rows[i])), side) for i in np.asarray(ids).tolist()]
-        return (np.round(np.stack(pictures) / 5) * 5).astype(np.uint8)
+        return (np.round(np.stack(pictures) / step) * step).astype(np.uint8)
 
     def run(
         self,

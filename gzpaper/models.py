@@ -325,10 +325,11 @@ def cost_table(
 
     rows = []
     for name, parameters in models.items():
-        network = build_model(name, size, **parameters)
-        counted = summary(network, (1, 3, size, size), verbose=0, device="cpu")
-        if network.rank:
-            add_adapters(network)
+        with torch.device("meta"):  # shapes alone: nothing is computed
+            network = build_model(name, size, **parameters)
+            counted = summary(network, (1, 3, size, size), verbose=0, device="meta")
+            if network.rank:
+                add_adapters(network)
         kept = adapter_state(network) if network.rank else network.state_dict()
         rows.append((name, counted.total_params, count_parameters(network), counted.total_mult_adds,
                      sum(value.nbytes for value in kept.values()) / 1e6))

@@ -137,6 +137,8 @@ def test_pictures_have_few_levels(section, mock_folder):
     ids = some.galaxies(16, 212.0).ids[:3]
     pictures = some.pictures(ids, 40)
     assert pictures.shape == (3, 40, 40, 3) and pictures.dtype == np.uint8 and not (pictures % 5).any() and pictures.max() > 50
+    whole = some.pictures(ids, 40, step=1)
+    assert (whole % 5).any() and np.abs(whole.astype(int) - pictures).max() <= 2
 
 
 def test_no_other_section_can_open_it(section):
