@@ -296,7 +296,8 @@ Name = Annotated[Optional[str], typer.Option(help="of the study; the name of the
 def tune(
     context: typer.Context,
     data: Annotated[Optional[Path], typer.Option(help="a folder in Kaggle's layout")] = None,  # noqa: UP045
-    space: Annotated[Path, typer.Option(help="what is searched, a YAML file")] = Path("paper/search/vgg7.yaml"),
+    space: Annotated[Path, typer.Option(help="what is searched, a YAML file such as those of the repository's paper/search")] =
+        Path("paper/search/vgg7.yaml"),
     out: Out = Path("runs/tune"),
     storage: Storage = None,
     name: Name = None,
@@ -325,6 +326,8 @@ def tune(
         raise InputError(f"validation is {validation}: parameters are judged by the validation part, give it galaxies")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters stop a job: like Ctrl-C, the trial goes back into the queue
     tuner, params, name = _tuner(), params or out / "params.yaml", name or space.stem
+    if not space.is_file():
+        raise InputError(f"{space} is not there: name what is searched with --space; the repository's paper/search has examples")
     found = tuner.read_space(space)
     found.spec(folds=folds)
     check_output(params, ".yaml")

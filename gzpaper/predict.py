@@ -580,8 +580,9 @@ peak learning rate {learning_rate:.3g}, seed {seed}, in {precision}. It sees {si
 
 ## Scores
 
-This network has seen every galaxy that it could be scored on. These scores are those of twins that have seen fewer, each judged on \
-galaxies that it had not seen. They were trained in the same way, but are not the same networks: what is said with a score is theirs.
+This network has seen every galaxy that it could be scored on, so it has no score of its own: one on galaxies of its training would be \
+too good. These scores are those of twins that have seen fewer galaxies, each judged on others. They are networks of the same kind, not \
+the same networks: size, pixels and epochs are said with each score, and differ from the above.
 
 | | |
 | --- | --- |

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from gzpaper import predict
 from gzpaper.baselines import training_mean
+from gzpaper.chain import root
 from gzpaper.data import CROP, Images, decode, read_labels, read_table, scale_area
 from gzpaper.predict import (
     Ensemble,
@@ -340,6 +341,13 @@ def test_a_card_tells_what_a_section_says_of_twins(tmp_path):
     [file] = release([member], tmp_path / "09_final.json", tmp_path / "released")
     card = file.with_suffix(".md").read_text()
     assert "| RMSE of one network | 0.0871 |" in card and "0.5 |" not in card
+
+
+def test_the_cards_tell_the_published_scores():
+    "Those of the twins in section 09, which `gzpaper release --scores` takes."
+    twins = json.loads((root() / "paper/numbers/09_final.json").read_text())["twins"]
+    cards = [path.with_suffix(".md").read_text() for path in released()]
+    assert twins and cards and all(f"| {name} | {value:.5g} |" in card for card in cards for name, value in twins.items())
 
 
 def test_too_large_to_release(members, scores, tmp_path, cli, monkeypatch):
