@@ -296,8 +296,7 @@ Name = Annotated[Optional[str], typer.Option(help="of the study; the name of the
 def tune(
     context: typer.Context,
     data: Annotated[Optional[Path], typer.Option(help="a folder in Kaggle's layout")] = None,  # noqa: UP045
-    space: Annotated[Path, typer.Option(help="what is searched, a YAML file such as those of the repository's paper/search")] =
-        Path("paper/search/vgg7.yaml"),
+    space: Annotated[Path, typer.Option(help="what is searched: a YAML file as in paper/search")] = Path("paper/search/vgg7.yaml"),
     out: Out = Path("runs/tune"),
     storage: Storage = None,
     name: Name = None,

@@ -411,7 +411,7 @@ def test_a_space_that_cannot_be_searched(change, said, mock_folder, tmp_path, cl
 def test_other_bad_input(space_file, mock_folder, tmp_path, cli):
     run = arguments(space_file, mock_folder, tmp_path / "out")
     cli("tune", "--space", space_file).refused("--data")
-    cli(*arguments(tmp_path / "none.yaml", mock_folder, tmp_path / "out")).refused("none.yaml", "cannot be read")
+    cli(*arguments(tmp_path / "none.yaml", mock_folder, tmp_path / "out")).refused("none.yaml is not there", "--space")
     cli(*run, "--storage", "study.txt").refused("study.txt", ".db or .journal")
     cli(*run, "--params", "best.txt").refused("best.txt", ".yaml")
     cli(*run, "--validation", 0).refused("validation is 0")
