@@ -50,7 +50,7 @@ def test_only_what_depends_on_a_change_is_executed_again(smoke):
     files = [profile, *(modules / f"{name}.py" for name in ("baselines", "data", "tune")), chain.notebook_path(NAMES[1])]
     kept = {path: path.read_text() for path in files}
     changes = {
-        profile: ("epochs: 3", "epochs: 2", ["03_vgg7"]),
+        profile: ("\nepochs: 3", "\nepochs: 2", ["03_vgg7"]),
         modules / "baselines.py": ("KMeans(k,", "KMeans( k,",
                                    ["02_benchmarks", "03_vgg7", "08_learning_curve", "09_final", "11_submission"]),
         modules / "data.py": ("CROP = 232", "CROP  = 232", NAMES),
