@@ -221,12 +221,17 @@ def compare_folds(
     k: int,  # folds of the cross-validation, those included that were not trained
 ) -> dict:  # difference, low, high; in_folds, folds_low, folds_high; outcome: lower, higher or not resolved
     "`compare` out of fold, and the interval between folds; resolved is what both leave no doubt of, in three folds or more."
+    def mean_rmse(predictions: list[np.ndarray], rows: np.ndarray) -> float:
+        return np.mean([rmse(p[rows], true[rows]) for p in predictions])
+
     difference, low, high = compare(ours, theirs, true)
-    in_folds = np.array([np.subtract(*[np.mean([rmse(p[fold == f], true[fold == f]) for p in side]) for side in (ours, theirs)])
-                         for f in np.unique(fold)])
+    in_folds = np.array([mean_rmse(ours, fold == f) - mean_rmse(theirs, fold == f) for f in np.unique(fold)])
     folds_low, folds_high = _between_folds(in_folds, k)
-    lower, higher = max(high, folds_high) < 0, min(low, folds_low) > 0
-    outcome = "not resolved" if len(in_folds) < SEEDS or not (lower or higher) else "lower" if lower else "higher"
+    outcome = "not resolved"
+    if len(in_folds) >= SEEDS and max(high, folds_high) < 0:
+        outcome = "lower"
+    if len(in_folds) >= SEEDS and min(low, folds_low) > 0:
+        outcome = "higher"
     return {"difference": difference, "low": low, "high": high, "in_folds": in_folds.tolist(), "folds_low": folds_low,
             "folds_high": folds_high, "outcome": outcome}
 

@@ -582,7 +582,7 @@ peak learning rate {learning_rate:.3g}, seed {seed}, in {precision}. It sees {si
 
 This network has seen every galaxy that it could be scored on, so it has no score of its own: one on galaxies of its training would be \
 too good. These scores are those of twins that have seen fewer galaxies, each judged on others. They are networks of the same kind, not \
-the same networks: size, pixels and epochs are said with each score, and differ from the above.
+the same networks: compare size, pixels and epochs, which are said with each score, with the above.
 
 | | |
 | --- | --- |
