@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
@@ -139,11 +138,18 @@ def _five_halvings(name: str, size: int):
         raise InputError(f"{name} halves its input five times and cannot take {size} px: use a size of {SMALLEST} px or more")
 
 
+def _torchvision():
+    "torchvision's networks: loaded where they are built, as that takes as long as torch itself, and a plain stack needs none of it."
+    from torchvision import models
+
+    return models
+
+
 def _torchvision_vgg(name: str, size: int, hidden: int, dropout: float, head: str) -> Network:
     "The convolutions of one of torchvision's VGGs, their last map brought to at most 2 x 2."
     _five_halvings(name, size)
     side = min(2, size // SMALLEST)
-    features = nn.Sequential(*getattr(torchvision.models, f"{name}_bn")().features, nn.AdaptiveAvgPool2d(side))
+    features = nn.Sequential(*getattr(_torchvision(), f"{name}_bn")().features, nn.AdaptiveAvgPool2d(side))
     return Network(features, dense_tail(512 * side * side, hidden, dropout), head)
 
 
@@ -175,7 +181,7 @@ def resnet50(
 ) -> Network:
     "ResNet-50. Raises `InputError` for an input below 32 px."
     _five_halvings("resnet50", size)
-    features = torchvision.models.resnet50()
+    features = _torchvision().resnet50()
     features.fc = nn.Identity()
     return Network(features, dense_tail(2048, hidden, dropout), head)
 
@@ -188,7 +194,7 @@ def _imagenet(name: str) -> dict:
     if name not in IMAGENET:
         raise InputError(f"there are no ImageNet weights for {name}: choose one of {', '.join(IMAGENET)}, or a file")
     try:
-        return getattr(torchvision.models, IMAGENET[name]).DEFAULT.get_state_dict(progress=True)
+        return getattr(_torchvision(), IMAGENET[name]).DEFAULT.get_state_dict(progress=True)
     except (OSError, RuntimeError) as error:  # no connection, or a file that is not whole
         raise InputError(f"ImageNet weights of {name} cannot be downloaded ({' '.join(str(error).split())}): "
                          "name a file that has them with --pretrained PATH") from None

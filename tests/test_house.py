@@ -116,6 +116,12 @@ def test_no_kept_output_names_a_place():
         assert not re.search(r"/(home|Users|root|tmp|work|private)/", text), path.name
 
 
+def test_torchvision_waits_until_its_networks_are_built():
+    """It takes as long to load as torch itself, and the paper's network needs none of it."""
+    source = "import sys, gzpaper.chain, gzpaper.cli; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source]).returncode == 0
+
+
 def test_the_checkout_travels():
     """The committed tree stays under 18 MiB."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
@@ -127,7 +133,8 @@ def test_the_checkout_travels():
 
 def test_the_published_runs_are_committed():
     """What figures and tables name as their runs is in the repository, with all that drawing needs."""
-    keys = {key for note in ROOT.glob("figures/*.json") for key in json.loads(note.read_text())["runs"]}
+    notes = [*ROOT.glob("figures/*.json"), *ROOT.glob("paper/tables/*.json")]
+    keys = {key for note in notes for key in json.loads(note.read_text())["runs"]}
     listed = subprocess.run(["git", "ls-files", "paper/runs"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
