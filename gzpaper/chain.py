@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -43,7 +45,7 @@ from .tree import COLUMNS, InputError
 # %% auto #0
 __all__ = ['RUN_FILES', 'NEUTRAL', 'TRAINING_MODULES', 'STAMP', 'OPENS_TEST', 'FRESH_SEED', 'REPORT_SOURCES', 'SHOWN', 'root',
            'runs_folder', 'read_chain', 'notebook_path', 'notebook_digest', 'declared', 'read_profile', 'file_digest',
-           'code_digest', 'mock_folder', 'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain', 'run',
+           'code_digest', 'mock_folder', 'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain', 'find_run', 'run',
            'more_predictions', 'versions', 'device_name', 'git_commit', 'Section', 'imported_modules', 'notebook_key',
            'execute', 'Step', 'plan', 'reproduce', 'stage_report', 'report', 'lean_picture', 'publish',
            'published_profile', 'changed_runs', 'check']
@@ -137,18 +139,19 @@ def mock_folder(
 ) -> Path:  # the same folder, in Kaggle's layout
     "Mock galaxies, drawn anew if their number, seed or code has changed."
     wanted = {"galaxies": galaxies, "seed": seed, "code": code_digest("mock", "tree")}
-    try:
-        fresh = json.loads((folder / "mock.json").read_text()) == wanted
-    except (OSError, ValueError):
-        fresh = False
-    if not fresh:
-        from gzpaper.mock import write_mock
+    with exclusive(folder):  # notebooks may be executed at once
+        try:
+            fresh = json.loads((folder / "mock.json").read_text()) == wanted
+        except (OSError, ValueError):
+            fresh = False
+        if not fresh:
+            from gzpaper.mock import write_mock
 
-        if folder.exists():
-            shutil.rmtree(folder)
-        write_mock(folder, galaxies=galaxies, test_galaxies=0, seed=seed)
-        with atomic(folder / "mock.json") as partial:
-            partial.write_text(json.dumps(wanted))
+            if folder.exists():
+                shutil.rmtree(folder)
+            write_mock(folder, galaxies=galaxies, test_galaxies=0, seed=seed)
+            with atomic(folder / "mock.json") as partial:
+                partial.write_text(json.dumps(wanted))
     return folder
 
 
@@ -203,6 +206,10 @@ class Run:
     def about(self) -> dict:
         "What was trained, on what and by what."
         return json.loads((self.folder / "spec.json").read_text())
+
+    def further(self, part: str, views: int) -> Path:
+        "Where `more_predictions` keeps those of a part."
+        return self.folder / f"{part}-{views}.parquet"
 
 
 def run_key(
@@ -262,6 +269,22 @@ def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device:
     _write_half(table, folder / "predictions.parquet")
 
 
+def find_run(
+    spec: Spec,
+    galaxies: str,  # the digest of the data
+    *places: str | Path | None,  # folders of runs
+) -> Run | None:
+    "The finished run of a spec, if one of these folders has it."
+    key = run_key(spec.to_dict(), galaxies)
+    folders = [Path(place) / key for place in places if place]
+    return next((Run(key, folder) for folder in folders if (folder / "predictions.parquet").exists()), None)
+
+
+def _check_may_train(key: str):
+    if os.environ.get("GZPAPER_TRAIN") == "0":
+        raise InputError(f"run {key} is not among the committed ones: its spec or the galaxies differ. `make reproduce` trains it")
+
+
 def run(
     spec: Spec,
     galaxies: Galaxies,
@@ -273,12 +296,10 @@ def run(
     "Load the run of a spec if there is one, else train it. Raises `InputError` if it would have to be trained and GZPAPER_TRAIN is 0."
     if pretraining and pretraining.name != spec.pretrained:
         raise InputError(f"the spec starts from '{spec.pretrained}', but the pretraining is {pretraining.name}: give the spec this name")
+    if found := find_run(spec, galaxies.digest, folder, published):
+        return found
     key = run_key(spec.to_dict(), galaxies.digest)
-    for place in filter(None, (folder, published)):
-        if (Path(place) / key / "predictions.parquet").exists():
-            return Run(key, Path(place) / key)
-    if os.environ.get("GZPAPER_TRAIN") == "0":
-        raise InputError(f"run {key} is not among the committed ones: its spec or the galaxies differ. `make reproduce` trains it")
+    _check_may_train(key)
     target, chosen, start = Path(folder) / key, pick_device(device), None
     notes = {"code": code_digest(*TRAINING_MODULES)}
     if pretraining:
@@ -297,7 +318,7 @@ def more_predictions(
     device: str = "auto",
 ) -> pd.DataFrame:  # a predictions table
     "Further predictions of a run, kept beside it. Raises `InputError` if they have to be made and its weights are gone."
-    path, weights = run.folder / f"{part}-{views}.parquet", run.folder / "weights.safetensors"
+    path, weights = run.further(part, views), run.folder / "weights.safetensors"
     if not path.exists():
         if not weights.exists():
             raise InputError(f"run {run.key} has neither {path.name} nor weights to make it from: remove {run.folder}, and "
@@ -367,6 +388,7 @@ class Section:
         self.is_mock = KaggleFolder(self.folder).is_mock
         self.keys: list[str] = []  # of the runs it used
         self.studies: dict[str, str] = {}  # that it used, and where they are
+        self.scaled: dict[int, Galaxies] = {}  # what `galaxies` has been asked for, by the width of its pixels
         self.digest = ""  # of the galaxies, once they have been asked for
         self.test_part = "sealed"
         self.start = time.perf_counter()
@@ -378,12 +400,15 @@ class Section:
     ) -> Galaxies:
         "The profile's galaxies at the scale of a network's input; the labels of the test part are sealed (NaN)."
         side, p = store_side(size, field), self.parameters
+        if side in self.scaled:
+            return self.scaled[side]
         galaxies = load_galaxies(self.folder, self.out / f"stores/{side}", side, p["validation"], p["test"])
         self.digest = galaxies.digest
         path = self.out / "sample.csv"
         with exclusive(path), atomic(path) as partial:  # another process may be at the same study
             sample_table(galaxies).to_csv(partial, index=False)
-        return galaxies.sealed()
+        self.scaled[side] = galaxies.sealed()
+        return self.scaled[side]
 
     def open_test(
         self,
@@ -418,11 +443,15 @@ class Section:
     def run(
         self,
         spec: Spec,
-        galaxies: Galaxies,
         pretraining: Pretraining | None = None,  # what `spec.pretrained` names
     ) -> Run:
-        "The run of a spec: the profile's, or the published one, or a new one."
-        finished = run(spec, galaxies, self.out / "runs", root() / "paper/runs", pretraining=pretraining)
+        "The run of a spec: the profile's, or the published one, or a new one, for which the galaxies are brought to its input's scale."
+        places = self.out / "runs", root() / "paper/runs"
+        digest = self.digest or self.galaxies(spec.size, spec.field).digest
+        finished = find_run(spec, digest, *places)
+        if not finished:
+            _check_may_train(run_key(spec.to_dict(), digest))  # before the galaxies are decoded at its scale
+            finished = run(spec, self.galaxies(spec.size, spec.field), *places, pretraining=pretraining)
         if finished.key not in self.keys:
             self.keys.append(finished.key)
         return finished
@@ -494,8 +523,19 @@ class Section:
         trained: int = 0,  # how many of them are trained, the first; 0: all
     ) -> list[Run]:  # one a fold
         "The runs of a cross-validation; those of all folds together predict every galaxy outside of the test part."
-        galaxies = self.galaxies(spec.size, spec.field)
-        return [self.run(replace(spec, fold=fold), galaxies) for fold in range(1, (trained or spec.folds) + 1)]
+        return [self.run(replace(spec, fold=fold)) for fold in range(1, (trained or spec.folds) + 1)]
+
+    def more_predictions(
+        self,
+        run: Run,
+        part: str,  # as in `gzpaper.chain.more_predictions`
+        views: int,
+    ) -> pd.DataFrame:  # a predictions table
+        "Further predictions of a run; galaxies are brought to its input's scale if they have to be made."
+        if run.further(part, views).exists():
+            return _read_half(run.further(part, views))
+        spec = Spec.from_dict(run.about["spec"])
+        return more_predictions(run, self.galaxies(spec.size, spec.field), part, views)
 
     def figure(self, name: str, ax, caption: str):
         "Keep a figure as PDF and PNG, given any of its Axes."
@@ -594,7 +634,8 @@ def execute(
     failed, working = folder / f"{name}.failed.ipynb", folder / f".{name}.partial.ipynb"
     try:
         papermill.execute_notebook(str(notebook_path(name)), str(working), parameters=parameters, cwd=str(root()), kernel_name="python3",
-                                   stdout_file=sys.stderr, stderr_file=sys.stderr, execution_timeout=read_chain()["cell_timeout_s"])
+                                   stdout_file=sys.stderr, stderr_file=sys.stderr, progress_bar={"desc": name},
+                                   execution_timeout=read_chain()["cell_timeout_s"])
     except PapermillExecutionError as error:
         os.replace(working, failed)
         where = f"cell {error.exec_count}" if error.exec_count else "a cell"
@@ -661,20 +702,65 @@ def reproduce(
         raise InputError(f"there is no notebook '{only}' in the chain: choose one of {', '.join(s.name for s in steps)}")
     due = [s for s in steps if (s.name == only if only else force or not s.fresh)]
     _announce(parameters, steps, due, train, say)
-    for i, step in enumerate(due, 1):
-        say(f"[{i}/{len(due)}] {step.name}")
-        step.state.unlink(missing_ok=True)
-        for stale in _outputs(out, step.name):
-            stale.unlink()
-        with _environment(GZPAPER_TRAIN=str(int(train)), TQDM_MININTERVAL="1"):
-            execute(step.name, step.parameters, out)
-        with atomic(step.state) as partial:
-            files = _outputs(out, step.name) + _runs_used(out, step.name)
-            partial.write_text(json.dumps({"key": step.key, "outputs": [str(f.relative_to(out)) for f in files]}))
+    with _environment(GZPAPER_TRAIN=str(int(train)), TQDM_MININTERVAL="1"):
+        _make(due, out, say) if train else _make_at_once(due, out, say)
     say(f"{len(due)} of {len(steps)} notebooks executed. Figures, tables and numbers are in {out}")
     if not only:  # the others may not be there yet
         say(f"the report is {report(profile)}")
     return [s.name for s in due]
+
+
+_BOOKS = Lock()  # `_outputs` reads every provenance file, so none may be removed meanwhile
+_AT_ONCE = 4  # notebooks
+
+
+def _make(steps: list[Step], out: Path, say: Callable[[str], None]):
+    "Execute notebooks one after the other."
+    for i, step in enumerate(steps, 1):
+        _make_one(step, out, f"[{i}/{len(steps)}] {step.name}", say)
+
+
+def _make_at_once(steps: list[Step], out: Path, say: Callable[[str], None]):
+    "The same, some at a time, for notebooks that train nothing another waits for; an error is told once those under way have ended."
+    cores = os.cpu_count() or 1
+    share = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // _AT_ONCE)))  # of each: torch would have all wait for all cores
+    with (_environment(OMP_NUM_THREADS=share), chdir(root()),  # papermill changes the folder of all threads
+          ThreadPoolExecutor(min(_AT_ONCE, cores)) as pool):
+        each = [pool.submit(_make_one, step, out, f"[{i}/{len(steps)}] {step.name}", say) for i, step in enumerate(steps, 1)]
+        try:
+            wait(each, return_when=FIRST_EXCEPTION)
+        finally:
+            if left := [future for future in each if not future.done()]:
+                for future in left:
+                    future.cancel()
+                say("stopping, once the notebooks under way have ended")
+    errors = [future.exception() for future in each if not future.cancelled() and future.exception()]
+    if errors:
+        raise InputError("; ".join(map(str, errors))) if len(errors) > 1 else errors[0]
+
+
+def _make_one(step: Step, out: Path, about: str, say: Callable[[str], None]):
+    "Execute a notebook, and keep what it has written."
+    with _BOOKS:
+        say(about)
+        _clear(step, out)
+    execute(step.name, step.parameters, out)
+    with _BOOKS:
+        _note(step, out)
+
+
+def _clear(step: Step, out: Path):
+    "Remove what a notebook wrote the last time."
+    step.state.unlink(missing_ok=True)
+    for stale in _outputs(out, step.name):
+        stale.unlink()
+
+
+def _note(step: Step, out: Path):
+    "Keep what a notebook has written, and from what."
+    with atomic(step.state) as partial:
+        files = _outputs(out, step.name) + _runs_used(out, step.name)
+        partial.write_text(json.dumps({"key": step.key, "outputs": [str(f.relative_to(out)) for f in files]}))
 
 
 def _without_unpublished(profile: str, steps: list[Step], say: Callable[[str], None]) -> list[Step]:

@@ -238,7 +238,7 @@ def submission(
 @app.command()
 def release(
     weights: Annotated[list[Path], typer.Argument(help="files of weights, .safetensors")],
-    scores: Annotated[Path, typer.Option(help="a JSON file with the scores of twins trained on folds")],
+    scores: Annotated[Path, typer.Option(help="a JSON file with the scores of twins trained on fewer galaxies")],
     out: Annotated[Optional[Path], typer.Option(help="the folder to write; where `gzpaper predict` looks")] = None,  # noqa: UP045
 ):
     "Make weights ready to be given away: in half precision, each with a model card."

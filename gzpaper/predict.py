@@ -403,12 +403,12 @@ def predict_folder(
     progress: bool = True,
 ) -> tuple[int, int] | None:  # galaxies that were predicted, and images that could not be; None: other shares are still missing
     "Predict any number of images. Raises `InputError` for input that cannot be used, or files that are there already."
+    if not 1 <= shard[0] <= shard[1]:
+        raise InputError(f"shard {shard[0]}/{shard[1]} is out of range: it takes 1/n to n/n")
     check_output(out, *TABLES)
     if catalogue_out:
         check_catalogue(catalogue_out)
     _check_new([out, catalogue_out], overwrite)
-    if not 1 <= shard[0] <= shard[1]:
-        raise InputError(f"shard {shard[0]}/{shard[1]} is out of range: it takes 1/n to n/n")
     images = images if isinstance(images, Images) else Images(images, READABLE)
     _check_names(images, catalogue_out)
     ensemble = Ensemble(weights or released(), rotations, flip, scales, device)
@@ -519,7 +519,7 @@ def released() -> list[Path]:
 
 def release(
     weights: Sequence[str | Path],  # of finished trainings
-    scores: str | Path,  # a JSON file of `name: number`, of twins trained on folds
+    scores: str | Path,  # a JSON file of `name: number`, of twins trained on fewer galaxies
     out: str | Path,  # the folder to write, gzpaper/released
 ) -> list[Path]:  # the files of weights
     "Write weights in half precision, each with a model card. Raises `InputError` if they are too large, or cannot be halved."
@@ -542,12 +542,12 @@ def release(
 
 
 def _read_scores(path: str | Path) -> dict[str, float]:
-    "The numbers of a JSON file, or those that it tells of twins, as paper/numbers/09_final.json does."
+    "The numbers of a JSON file, or those that it tells of twins, as paper/numbers/11_submission.json does."
     try:
         found = json.loads(Path(path).read_text())
-        found = found.get("twins", found)
+        found = found["twins"] if "profile" in found else found  # what a section of the paper has written has both
         scores = {name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as scores ({error}): name a JSON file of `name: number`") from None
     if not scores:
         raise InputError(f"{path} has no score: name a JSON file of `name: number`")
@@ -581,8 +581,8 @@ peak learning rate {learning_rate:.3g}, seed {seed}, in {precision}. It sees {si
 ## Scores
 
 This network has seen every galaxy that it could be scored on, so it has no score of its own: one on galaxies of its training would be \
-too good. These scores are those of twins that have seen fewer galaxies, each judged on others. They are networks of the same kind, not \
-the same networks: compare size, pixels and epochs, which are said with each score, with the above.
+too good. These scores are those of twins: networks of the same architecture, trained with the same settings on fewer galaxies, and \
+judged on others.
 
 | | |
 | --- | --- |
@@ -610,7 +610,7 @@ own images. Not for single objects without a look, nor for other surveys, redshi
 
 def model_card(
     about: dict,  # the header of a file of weights
-    scores: dict,  # name: number, of twins trained on folds
+    scores: dict,  # name: number, of twins trained on fewer galaxies
 ) -> str:  # Markdown
     "What a network can be used for, and what not."
     spec, n = about["spec"], about.get("trained_on", 0)

@@ -708,7 +708,7 @@ def _train(training: Training, validation: Batches, folder: Path, progress: bool
 def _write_checkpoint(training: Training, folder: Path):
     "Write the history and all that a resumed training needs."
     with atomic(folder / "history.csv") as partial:  # first, as the checkpoint says what is done
-        pd.DataFrame(training.history).to_csv(partial, index=False)
+        pd.DataFrame(training.history).to_csv(partial, index=False, float_format="%.7g")
     with atomic(folder / "checkpoint.pt") as partial:
         file = io.BytesIO()  # torch writes to a disk that is full without an OSError
         torch.save(training.state(), file)

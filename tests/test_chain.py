@@ -1,5 +1,6 @@
 """The whole chain on the smoke profile, once, and what happens when something changes."""
 import json
+import time
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from gzpaper import chain
 from gzpaper.tree import InputError
 
 NAMES = chain.read_chain()["notebooks"]
+MOCKS = chain.read_profile("smoke")["mock_galaxies"]
 
 
 def shorten(monkeypatch, names: list[str]):
@@ -28,7 +30,8 @@ def test_everything_is_made_and_stamped(smoke):
     assert len(figures) >= 8 and len(tables) >= 5
     for note in figures + tables:
         about = json.loads(note.read_text())
-        assert about["mock"] and about["profile"] == "smoke" and about["notebook"] in NAMES and about["parameters"]["mock_galaxies"] == 300
+        assert about["mock"] and about["profile"] == "smoke" and about["notebook"] in NAMES
+        assert about["parameters"]["mock_galaxies"] == MOCKS
     for figure in figures:
         picture = Image.open(figure.with_suffix(".png")).convert("RGB")
         assert picture.width > 400 and len(picture.getcolors(2**24)) > 20  # not blank
@@ -85,6 +88,42 @@ def test_a_failing_notebook_says_where_and_is_kept(smoke):
     finally:
         path.write_text(kept)
     assert chain.reproduce("smoke") == ["02_benchmarks"]
+
+
+def test_of_notebooks_at_once_all_that_fail_are_named(smoke, monkeypatch):
+    "Those that wait for none are executed at once: one that fails does not hide another, and what could be made is kept."
+    broken = {chain.notebook_path(name): chain.notebook_path(name).read_text() for name in ("02_benchmarks", "03_vgg7")}
+    for path in broken:
+        edit(path, "galaxies = section.galaxies(size, field)", "galaxies = section.no_galaxies(size, field)")
+    monkeypatch.setattr(chain, "_AT_ONCE", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    try:
+        with pytest.raises(InputError, match=r"02_benchmarks failed.*; notebook 03_vgg7 failed"):
+            chain.reproduce("smoke", train=False)
+        assert due() == ["02_benchmarks", "03_vgg7"]
+    finally:
+        for path, text in broken.items():
+            path.write_text(text)
+    assert sorted(chain.reproduce("smoke", train=False)) == ["02_benchmarks", "03_vgg7"]
+
+
+def test_after_a_failure_no_other_is_begun(tmp_path, monkeypatch):
+    begun = []
+
+    def execute(name: str, parameters: dict, out):
+        begun.append(name)
+        if name == "a":
+            raise InputError("a failed")
+        time.sleep(0.5)
+
+    monkeypatch.setattr(chain, "execute", execute)
+    monkeypatch.setattr(chain, "_AT_ONCE", 1)
+    (tmp_path / "state").mkdir()
+    steps = [chain.Step(name, {}, "", tmp_path / f"state/{name}.json", False) for name in "abcdef"]
+    said = []
+    with pytest.raises(InputError, match="a failed"):
+        chain._make_at_once(steps, tmp_path, said.append)
+    assert "f" not in begun and any(line.startswith("stopping") for line in said)
 
 
 def test_only_and_force(smoke, monkeypatch):

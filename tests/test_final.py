@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -125,10 +126,25 @@ def test_several_at_the_same_study_ask_for_galaxies_at_once(section):
 
 def test_as_many_folds_are_trained_as_are_asked_for(section, monkeypatch):
     tuning = section("07_tuning")
-    monkeypatch.setattr(tuning, "run", lambda spec, galaxies: spec.fold)
+    monkeypatch.setattr(tuning, "run", lambda spec: spec.fold)
     spec = Spec(size=16, folds=5)
     assert tuning.cross_validation(spec) == [1, 2, 3, 4, 5]
     assert tuning.cross_validation(spec, trained=2) == [1, 2]
+
+
+def test_a_run_that_is_there_needs_no_pixels(section, monkeypatch):
+    "Nor do further predictions that are; a run that is missing is refused before any is decoded."
+    torch.set_num_threads(1)
+    one = section("07_tuning")
+    spec = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=1, batch_size=16)
+    before = one.more_predictions(one.run(spec), "held_out", 1)
+    again = section("07_tuning")
+    again.digest = one.digest
+    monkeypatch.setattr(again, "galaxies", lambda size, field: pytest.fail("decoded"))
+    pd.testing.assert_frame_equal(again.more_predictions(again.run(spec), "held_out", 1), before)
+    monkeypatch.setenv("GZPAPER_TRAIN", "0")
+    with pytest.raises(InputError, match="not among the committed ones"):
+        again.run(replace(spec, seed=1))
 
 
 def test_pictures_have_few_levels(section, mock_folder):

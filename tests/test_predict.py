@@ -310,7 +310,7 @@ def test_scales_move_the_sky_out_and_in():
 
 @pytest.fixture
 def scores(tmp_path) -> Path:
-    (tmp_path / "scores.json").write_text(json.dumps({"profile": "smoke", "rmse": 0.0841234, "n": 6500, "mock": False}))
+    (tmp_path / "scores.json").write_text(json.dumps({"rmse": 0.0841234, "n": 6500, "mock": False}))
     return tmp_path / "scores.json"
 
 
@@ -327,7 +327,7 @@ def test_released_weights(scores, tmp_path, mock_folder, cli, monkeypatch):
         assert 0 < np.abs(one - other).to_numpy().max() < 1e-3
         assert {p.dtype.itemsize for p in load_weights(file)[0].parameters()} == {4}
         card = file.with_suffix(".md").read_text()
-        assert "| rmse | 0.084123 |" in card and "| n | 6500 |" in card and "profile" not in card and "twins" in card
+        assert "| rmse | 0.084123 |" in card and "| n | 6500 |" in card and "mock" not in card and "twins" in card
     monkeypatch.setattr(predict, "released_folder", lambda: out)
     assert released() == files
     assert cli("predict", mock_folder / IMAGES, "--out", tmp_path / "o.csv", "--rotations", 1).code == 0
@@ -336,16 +336,16 @@ def test_released_weights(scores, tmp_path, mock_folder, cli, monkeypatch):
 
 
 def test_a_card_tells_what_a_section_says_of_twins(tmp_path):
-    (tmp_path / "09_final.json").write_text(json.dumps({"rmse": 0.5, "twins": {"RMSE of one network": 0.0871}}))
+    (tmp_path / "11_submission.json").write_text(json.dumps({"profile": "sample", "rmse": 0.5, "twins": {"RMSE of one network": 0.0871}}))
     member = write_untrained(tmp_path / "w.safetensors", 1.0)
-    [file] = release([member], tmp_path / "09_final.json", tmp_path / "released")
+    [file] = release([member], tmp_path / "11_submission.json", tmp_path / "released")
     card = file.with_suffix(".md").read_text()
     assert "| RMSE of one network | 0.0871 |" in card and "0.5 |" not in card
 
 
 def test_the_cards_tell_the_published_scores():
-    "Those of the twins in section 09, which `gzpaper release --scores` takes."
-    twins = json.loads((root() / "paper/numbers/09_final.json").read_text())["twins"]
+    "Those of the twins in section 11, which `gzpaper release --scores` takes."
+    twins = json.loads((root() / "paper/numbers/11_submission.json").read_text())["twins"]
     cards = [path.with_suffix(".md").read_text() for path in released()]
     assert twins and cards and all(f"| {name} | {value:.5g} |" in card for card in cards for name, value in twins.items())
 
@@ -373,8 +373,10 @@ def test_a_folder_with_other_files_is_no_release(members, scores, tmp_path, cli)
 
 
 def test_no_scores_to_release(members, tmp_path, cli):
-    (tmp_path / "scores.json").write_text('{"profile": "smoke"}')
+    (tmp_path / "scores.json").write_text('{"name": "vgg7"}')
     cli("release", *members, "--scores", tmp_path / "scores.json", "--out", tmp_path / "out").refused("has no score", "JSON")
+    (tmp_path / "scores.json").write_text('{"profile": "smoke", "images": 200}')  # a section's, but of no twins
+    cli("release", *members, "--scores", tmp_path / "scores.json", "--out", tmp_path / "out").refused("cannot be read", "twins", "JSON")
     cli("release", *members, "--scores", tmp_path / "none.json", "--out", tmp_path / "out").refused("cannot be read", "JSON")
 
 

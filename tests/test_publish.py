@@ -19,16 +19,20 @@ def test_publish_refuses_mock_galaxies(smoke):
 
 
 def test_publish_and_check(smoke):
-    """The mock galaxies, without the truth that marks them as such, go all the way to a check of what was published."""
+    """The mock galaxies, without the truth that marks them as such, go all the way to a check of what was published: the sections up to
+    the tuning, the one that keeps further predictions, and the one with the released networks."""
+    edit(smoke / "paper/chain.yaml", "08_learning_curve, 09_final, 10_evaluation, 11_submission", "09_final, 11_submission")
+    edit(smoke / "paper/profiles/smoke.yaml", 'subsets: "30 60"\nsubset_seeds: 2\n', "")
     folder = smoke / "data/unmarked"
     shutil.copytree(smoke / "runs/smoke/mock", folder)
     (folder / "truth.csv").unlink()
     assert not KaggleFolder(folder).is_mock
     chain.reproduce("smoke", folder)
     chain.publish("smoke", folder)
+    assert list(smoke.glob("paper/runs/*/test-16.parquet"))
     assert (smoke / "paper/report.pdf").read_bytes() == (smoke / "runs/smoke/report.pdf").read_bytes()
     assert chain.check("smoke", folder) == []
-    assert len(pd.read_csv(smoke / "data/sample.csv")) == 300
+    assert len(pd.read_csv(smoke / "data/sample.csv")) == chain.read_profile("smoke")["mock_galaxies"]
     assert (smoke / "paper/studies/small.journal").stat().st_size < 2**20
     assert Spec.from_dict(read_yaml(smoke / "paper/params/small.yaml")).epochs == 2
     assert chain.changed_runs() == []
