@@ -581,15 +581,23 @@ class Section:
             partial.write_text(json.dumps(about, indent=1))
 
 # %% ../nbs/11_chain.ipynb #7a05d859
+@cache
+def _imports(source: str) -> frozenset[str]:
+    "Names of gzpaper's modules that some code itself imports at its top."
+    imports = [n for n in ast.parse(source).body if isinstance(n, ast.ImportFrom) and n.module]
+    names = [f"gzpaper.{n.module}" if n.level else n.module for n in imports]
+    return frozenset(name.split(".")[1] for name in names if name.startswith("gzpaper."))
+
+
 def imported_modules(
     source: str,  # Python code
 ) -> set[str]:  # names of gzpaper's modules, those that these import included
     "Which of gzpaper's modules some code imports at its top."
-    imports = [n for n in ast.parse(source).body if isinstance(n, ast.ImportFrom) and n.module]
-    names = [f"gzpaper.{n.module}" if n.level else n.module for n in imports]
-    found = {name.split(".")[1] for name in names if name.startswith("gzpaper.")}
-    for module in sorted(found):
-        found |= imported_modules((root() / f"gzpaper/{module}.py").read_text())
+    found, sources = set(), [source]
+    while sources:
+        new = _imports(sources.pop()) - found
+        found |= new
+        sources += [(root() / f"gzpaper/{module}.py").read_text() for module in sorted(new)]
     return found
 
 
