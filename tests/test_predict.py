@@ -340,7 +340,7 @@ def test_a_card_tells_what_a_section_says_of_twins(tmp_path):
     member = write_untrained(tmp_path / "w.safetensors", 1.0)
     [file] = release([member], tmp_path / "11_submission.json", tmp_path / "released")
     card = file.with_suffix(".md").read_text()
-    assert "| RMSE of one network | 0.0871 |" in card and "0.5 |" not in card
+    assert "| RMSE of one network | 0.0871 |" in card and "0.5 |" not in card and "profile" not in card
 
 
 def test_the_cards_tell_the_published_scores():
