@@ -19,6 +19,7 @@ from gzpaper import chain
 from gzpaper.chain import root
 from gzpaper.cli import main
 from gzpaper.data import Galaxies, KaggleFolder, PixelStore
+from gzpaper.loader import store_side
 from gzpaper.models import build_model
 from gzpaper.train import Input, Spec, save_weights
 
@@ -157,18 +158,18 @@ def toy_galaxies(folder: Path, train: int = 80, validation: int = 16, test: int 
     return Galaxies(store, labels, np.repeat(["train", "validation", "test"], [train, validation, test]), is_mock=True)
 
 
-def write_untrained(path: Path, spread: float = 1.0) -> Path:
+def write_untrained(path: Path, spread: float = 1.0, size: int = 32) -> Path:
     "Weights of a tiny network that has learnt nothing; the larger the spread, the more its answers differ from galaxy to galaxy."
     torch.manual_seed(0)
-    spec = Spec(model_parameters={"width": 2, "hidden": 16, "dropout": 0.0}, size=32)
+    spec = Spec(model_parameters={"width": 2, "hidden": 16, "dropout": 0.0}, size=size)
     model = build_model(spec.model, size=spec.size, **spec.model_parameters)
     for layer in model.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.momentum = None
     with torch.no_grad():
         model.tail[-1].weight *= spread
-        model(torch.randn(256, 3, 32, 32))  # so that batch norm knows the scale of what it sees
-    save_weights(path, model, spec, Input(32, 35, [0.04] * 3, [0.08] * 3), trained_on=0, of=0)
+        model(torch.randn(256, 3, size, size))  # so that batch norm knows the scale of what it sees
+    save_weights(path, model, spec, Input(size, store_side(size, spec.field), [0.04] * 3, [0.08] * 3), trained_on=0, of=0)
     return path
 
 
