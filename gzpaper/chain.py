@@ -34,8 +34,8 @@ import torch
 from PIL import Image
 
 import gzpaper
-from .data import (CHALLENGE_IMAGES, Galaxies, Images, KaggleFolder, atomic, decode, exclusive, load_galaxies, read_labels,
-                          read_yaml, sample_table, scale_area)
+from .data import (CHALLENGE_IMAGES, Galaxies, Images, KaggleFolder, atomic, decode, exclusive, file_digest, load_galaxies,
+                          read_labels, read_yaml, sample_table, scale_area)
 from .loader import store_side
 from .models import build_model
 from .predict import predict_held_out, predict_store, released
@@ -44,10 +44,10 @@ from .tree import COLUMNS, InputError
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'NEUTRAL', 'TRAINING_MODULES', 'STAMP', 'OPENS_TEST', 'FRESH_SEED', 'REPORT_SOURCES', 'SHOWN', 'root',
-           'runs_folder', 'read_chain', 'notebook_path', 'notebook_digest', 'declared', 'read_profile', 'file_digest',
-           'code_digest', 'mock_folder', 'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain', 'find_run', 'run',
-           'more_predictions', 'versions', 'device_name', 'git_commit', 'Section', 'imported_modules', 'notebook_key',
-           'execute', 'Step', 'plan', 'reproduce', 'stage_report', 'report', 'lean_picture', 'publish',
+           'runs_folder', 'read_chain', 'notebook_path', 'notebook_digest', 'declared', 'read_profile', 'code_digest',
+           'mock_folder', 'data_folder', 'Run', 'run_key', 'Pretraining', 'pretrain', 'First', 'first_name', 'find_run',
+           'run', 'more_predictions', 'versions', 'device_name', 'git_commit', 'Section', 'imported_modules',
+           'notebook_key', 'execute', 'Step', 'plan', 'reproduce', 'stage_report', 'report', 'lean_picture', 'publish',
            'published_profile', 'changed_runs', 'check']
 
 # %% ../nbs/11_chain.ipynb #10672629
@@ -122,10 +122,6 @@ def read_profile(
     return parameters
 
 # %% ../nbs/11_chain.ipynb #c9808ad1
-def file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def code_digest(*modules: str) -> str:
     "A digest of the source of some of gzpaper's modules."
     folder = root() / "gzpaper"
@@ -170,7 +166,7 @@ def data_folder(
 # %% ../nbs/11_chain.ipynb #29666253
 RUN_FILES = ("spec.json", "history.csv", "predictions.parquet")  # what is kept of a run where it is published
 # Later fields of Spec, each with the value at which a training is what it was before the field existed: left out of the key.
-NEUTRAL = {"folds": 0, "fold": 0, "accumulate": 1, "pretrained": "", "galaxies": 0, "model_parameters.batch_norm": True}
+NEUTRAL = {"folds": 0, "fold": 0, "accumulate": 1, "pretrained": "", "teacher": "", "galaxies": 0, "model_parameters.batch_norm": True}
 TRAINING_MODULES = ("tree", "data", "loader", "models", "train", "predict")
 
 
@@ -256,14 +252,40 @@ def pretrain(
     return fit(spec, galaxies, folder, *split_rows(spec, galaxies), pick_device(device), compile=compile)
 
 # %% ../nbs/11_chain.ipynb #b69b4430
+@dataclass(frozen=True)
+class First:
+    "A training on the same galaxies, whose features another starts from."
+    spec: Spec
+    galaxies: Galaxies  # at the scale of its input
+
+    @property
+    def name(self) -> str:
+        "For `Spec.pretrained`."
+        return first_name(self.spec, self.galaxies.digest)
+
+    def train(self, folder: Path, device: torch.device) -> Path:  # the weights
+        "Train it among a profile's runs, unless its weights are there."
+        target = folder / run_key(self.spec.to_dict(), self.galaxies.digest)
+        return fit(self.spec, self.galaxies, target, *split_rows(self.spec, self.galaxies), device)
+
+
+def first_name(spec: Spec, galaxies: str) -> str:
+    "What `Spec.pretrained` calls a training on the same galaxies."
+    return f"run-{run_key(spec.to_dict(), galaxies)}"
+
+
+def _seconds(folder: Path) -> float:
+    "How long a training took."
+    return round(float(pd.read_csv(folder / "history.csv").seconds.sum()), 1)
+
+
 def _finish(folder: Path, spec: Spec, galaxies: Galaxies, weights: Path, device: torch.device, **notes):
     "Write what a run keeps beside its weights."
     learned, held_out = split_rows(spec, galaxies)
     table = predict_held_out(weights, galaxies, held_out, device)
-    history = pd.read_csv(folder / "history.csv")
     about = {"spec": spec.to_dict(), "galaxies": galaxies.digest, "recipe": RECIPE, "mock": galaxies.is_mock,
              "trained_on": len(learned), "device": device_name(device), "precision": read_header(weights)["precision"],
-             "seconds": round(float(history.seconds.sum()), 1), "versions": versions(), **notes}
+             "seconds": _seconds(folder), "versions": versions(), **notes}
     with atomic(folder / "spec.json") as partial:
         partial.write_text(json.dumps(about, indent=1))
     _write_half(table, folder / "predictions.parquet")
@@ -291,7 +313,8 @@ def run(
     folder: str | Path,  # where runs are kept: the profile's
     published: str | Path | None = None,  # where else to look: paper/runs
     device: str = "auto",
-    pretraining: Pretraining | None = None,  # what `spec.pretrained` names
+    pretraining: Pretraining | First | None = None,  # what `spec.pretrained` names
+    teacher: pd.DataFrame | None = None,  # a predictions table: what `spec.teacher` names
 ) -> Run:
     "Load the run of a spec if there is one, else train it. Raises `InputError` if it would have to be trained and GZPAPER_TRAIN is 0."
     if pretraining and pretraining.name != spec.pretrained:
@@ -302,10 +325,13 @@ def run(
     _check_may_train(key)
     target, chosen, start = Path(folder) / key, pick_device(device), None
     notes = {"code": code_digest(*TRAINING_MODULES)}
-    if pretraining:
+    if isinstance(pretraining, First):
+        start = pretraining.train(Path(folder), chosen)
+        notes["pretraining"] = {"spec": pretraining.spec.to_dict(), "seconds": _seconds(start.parent)}
+    elif pretraining:
         start = pretrain(pretraining, Path(folder).parent / f"pretrained/{pretraining.name}", device)
         notes["pretraining"] = pretraining.to_dict() | {"mocks": read_header(start)["galaxies"]}
-    weights = fit(spec, galaxies, target, *split_rows(spec, galaxies), chosen, pretrained=start)
+    weights = fit(spec, galaxies, target, *split_rows(spec, galaxies), chosen, pretrained=start, teacher=teacher)
     _finish(target, spec, galaxies, weights, chosen, **notes)
     return Run(key, target)
 
@@ -443,15 +469,20 @@ class Section:
     def run(
         self,
         spec: Spec,
-        pretraining: Pretraining | None = None,  # what `spec.pretrained` names
+        pretraining: Pretraining | Spec | None = None,  # what `spec.pretrained` names; a spec: a training on the same galaxies
+        teacher: pd.DataFrame | None = None,  # a predictions table: what `spec.teacher` names
     ) -> Run:
         "The run of a spec: the profile's, or the published one, or a new one, for which the galaxies are brought to its input's scale."
         places = self.out / "runs", root() / "paper/runs"
         digest = self.digest or self.galaxies(spec.size, spec.field).digest
+        if isinstance(pretraining, Spec):
+            spec = replace(spec, pretrained=first_name(pretraining, digest))
         finished = find_run(spec, digest, *places)
         if not finished:
             _check_may_train(run_key(spec.to_dict(), digest))  # before the galaxies are decoded at its scale
-            finished = run(spec, self.galaxies(spec.size, spec.field), *places, pretraining=pretraining)
+            if isinstance(pretraining, Spec):
+                pretraining = First(pretraining, self.galaxies(pretraining.size, pretraining.field))
+            finished = run(spec, self.galaxies(spec.size, spec.field), *places, pretraining=pretraining, teacher=teacher)
         if finished.key not in self.keys:
             self.keys.append(finished.key)
         return finished

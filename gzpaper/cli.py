@@ -100,6 +100,7 @@ def train(
     width: Annotated[Optional[int], typer.Option(help="channels of vgg7's first block")] = None,  # noqa: UP045
     dropout: Annotated[float, typer.Option(help="probability")] = 0.25,
     pretrained: Annotated[str, typer.Option(help="what the features start from: imagenet, or a file of weights")] = "",
+    teacher: Annotated[Optional[Path], typer.Option(help="out-of-fold predictions, which the labels are averaged with")] = None,  # noqa: UP045
     size: Size = 64,
     field: Field = 212.0,
     epochs: Epochs = 90,
@@ -117,20 +118,23 @@ def train(
     compile: Compile = False,
 ):
     "Train a network on labelled galaxies; several GPUs: `torchrun --nproc-per-node gpu --no-python gzpaper train ...`."
-    from gzpaper.data import load_galaxies, read_yaml
+    from gzpaper.data import file_digest, load_galaxies, read_yaml
+    from gzpaper.evaluate import read_scorable
     from gzpaper.loader import store_side
     from gzpaper.models import pretrained_name
     from gzpaper.predict import cross_validate
     from gzpaper.train import Spec, fit, flattened, join, nested, pick_device, split_rows
 
     from_file = flattened(read_yaml(params)) if params else {}
-    spec = Spec.from_dict(nested(from_file | _given(context) | {"pretrained": pretrained_name(pretrained)}))
+    predictions = read_scorable(teacher) if teacher else None
+    names = {"pretrained": pretrained_name(pretrained), "teacher": file_digest(teacher) if teacher else ""}
+    spec = Spec.from_dict(nested(from_file | _given(context) | names))
     chosen, side = pick_device(device), store_side(spec.size, spec.field)
     trained_before = (out / "weights.safetensors").exists()
     with join(chosen) as world:
         with world.first():
             galaxies = load_galaxies(data, out / f"store-{side}", side, 0 if spec.folds else validation, test).sealed()
-        options = {"pretrained": pretrained, "compile": compile, "world": world}
+        options = {"pretrained": pretrained, "teacher": predictions, "compile": compile, "world": world}
         if spec.folds:
             scores = cross_validate(spec, galaxies, out, spec.fold, chosen, **options)
         else:

@@ -33,10 +33,11 @@ from tqdm import tqdm
 from .tree import COLUMNS, InputError, check_labels
 
 # %% auto #0
-__all__ = ['KINDS', 'CROP', 'CHALLENGE_IMAGES', 'COMPETITION', 'FILES', 'atomic', 'exclusive', 'check_output', 'read_yaml',
-           'Images', 'decode', 'area_weights', 'scale_area', 'PixelStore', 'pixel_digest', 'Stamp', 'stamps',
-           'pixel_store', 'read_table', 'check_ids', 'read_labels', 'split', 'folds', 'dieleman_split', 'KaggleFolder',
-           'Galaxies', 'label_digests', 'load_galaxies', 'sample_table', 'write_sample', 'check_folder', 'download']
+__all__ = ['KINDS', 'CROP', 'CHALLENGE_IMAGES', 'COMPETITION', 'FILES', 'atomic', 'file_digest', 'exclusive', 'check_output',
+           'read_yaml', 'Images', 'decode', 'area_weights', 'scale_area', 'PixelStore', 'pixel_digest', 'Stamp',
+           'stamps', 'pixel_store', 'read_table', 'check_ids', 'read_labels', 'split', 'folds', 'dieleman_split',
+           'KaggleFolder', 'Galaxies', 'label_digests', 'load_galaxies', 'sample_table', 'write_sample', 'check_folder',
+           'download']
 
 # %% ../nbs/01_data.ipynb #465528f6
 @contextmanager
@@ -63,6 +64,14 @@ def atomic(
     finally:
         if partial.parent.is_dir():
             _remove(partial)
+
+
+def file_digest(
+    path: str | Path,
+) -> str:  # 16 hexadecimal digits
+    "A digest of what a file holds, by which it is known whatever it is called."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 @contextmanager

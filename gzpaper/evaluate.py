@@ -16,26 +16,15 @@ from scipy.stats import binomtest, t
 
 from .data import check_ids, read_labels, read_table
 from .mock import vote
-from .tree import AFTER_STAR, COLUMNS, QUESTIONS, InputError, Question, asked
+from .tree import AFTER_STAR, COLUMNS, QUESTIONS, InputError, Question, align, asked
 
 # %% auto #0
-__all__ = ['SEEDS', 'ASKED', 'CONFIDENT', 'VOLUNTEERS', 'CROWDS', 'LARGEST_POWER', 'SMALLEST_POWER', 'align', 'read_scorable',
-           'scored', 'rmse', 'bootstrap_rmse', 'rmse_table', 'score_table', 'compare', 'mean_of_seeds', 'against_table',
+__all__ = ['SEEDS', 'ASKED', 'CONFIDENT', 'VOLUNTEERS', 'CROWDS', 'LARGEST_POWER', 'SMALLEST_POWER', 'read_scorable', 'scored',
+           'rmse', 'bootstrap_rmse', 'rmse_table', 'score_table', 'compare', 'mean_of_seeds', 'against_table',
            'verdict', 'compare_folds', 'final_fall', 'conditional', 'leading', 'confidence', 'accuracy_table',
            'majority', 'question_table', 'answer_table', 'vote_variance', 'noise_floor', 'ceiling', 'worth_table',
            'confusion', 'confusion_table', 'calibration_bins', 'calibration_table', 'selective_table', 'leading_path',
            'compare_paths', 'learning_law', 'fit_learning_law', 'evaluation']
-
-# %% ../nbs/07_evaluate.ipynb #8180723d
-def align(
-    predictions: pd.DataFrame,  # a predictions table
-    ids: np.ndarray,  # [N] GalaxyIDs
-) -> np.ndarray:  # [N, 37]
-    "The predictions for these galaxies, in their order. Raises `InputError` if one has none."
-    missing = np.setdiff1d(ids, predictions.GalaxyID)
-    if len(missing):
-        raise InputError(f"there is no prediction for GalaxyID {missing[0]} ({len(missing)} of {len(ids)} are missing)")
-    return predictions.set_index("GalaxyID")[COLUMNS].loc[ids].to_numpy(np.float64)
 
 # %% ../nbs/07_evaluate.ipynb #127b0877
 _ROUNDING = 1e-6  # by how much a prediction may leave [0, 1]

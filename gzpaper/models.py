@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from .data import file_digest
 from .tree import COLUMNS, QUESTIONS, InputError, to_labels
 
 # %% auto #0
@@ -217,8 +217,7 @@ def pretrained_name(
         return source
     if not Path(source).is_file():
         raise InputError(f"{source} does not exist: name a file of weights, or imagenet")
-    with open(source, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file_digest(source)
 
 
 def load_features(

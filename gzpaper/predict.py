@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import gzpaper
 from .data import CHALLENGE_IMAGES, CROP, KINDS, Galaxies, Images, PixelStore, atomic, check_ids, check_output, decode, exclusive
-from .data import read_table, scale_area
+from .data import file_digest, read_table, scale_area
 from .evaluate import ASKED, conditional, rmse
 from .loader import affine, normalise, resample
 from .models import Network
@@ -131,7 +131,7 @@ class Ensemble:
         loaded = [load_weights(path, device)[:2] for path in weights]
         self.members = [(model, expects, view_matrices(expects, rotations, flip, scales)) for model, expects in loaded]
         self.sides = sorted({expects.side for _, expects in loaded})  # px of the stamps it needs
-        self.about = {"weights": [_file_digest(path) for path in weights], "rotations": rotations, "flip": flip, "scales": list(scales)}
+        self.about = {"weights": [file_digest(path) for path in weights], "rotations": rotations, "flip": flip, "scales": list(scales)}
 
     def predict(
         self,
@@ -142,11 +142,6 @@ class Ensemble:
                             for view in predict_views(model, expects, pixels[expects.side], views)]).numpy()
         spread = vote_fractions(each).std(0, ddof=1) if len(each) > 1 else np.full(each.shape[1:], np.nan)
         return np.concatenate([each.mean(0), spread], axis=1).astype(np.float32)
-
-
-def _file_digest(path: str | Path) -> str:  # 16 hexadecimal digits
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 # %% ../nbs/08_predict.ipynb #67faae1f
 PART = 64  # images that are predicted at once
@@ -542,7 +537,7 @@ def release(
 
 
 def _read_scores(path: str | Path) -> dict[str, float]:
-    "The numbers of a JSON file, or those that it tells of twins, as paper/numbers/11_submission.json does."
+    "The numbers of a JSON file, or those that it tells of twins, as paper/numbers/09_final.json does."
     try:
         found = json.loads(Path(path).read_text())
         found = found["twins"] if "profile" in found else found  # what a section of the paper has written has both
@@ -575,8 +570,8 @@ A network of gzpaper {version}. `gzpaper predict FOLDER` uses it together with t
 ## What it was trained on
 
 {galaxies}. None was held out. Training: {epochs} epochs, batches of {batch_size}, \
-peak learning rate {learning_rate:.3g}, seed {seed}, in {precision}. It sees {size} x {size} px that span the central {field:g} px of a \
-424 px stamp; {network}. The file's header has every parameter.
+peak learning rate {learning_rate:.3g}, seed {seed}, in {precision}.{origin} It sees {size} x {size} px that span the \
+central {field:g} px of a 424 px stamp; {network}. The file's header has every parameter.
 
 ## Scores
 
@@ -619,11 +614,14 @@ def model_card(
     bias = "" if whole else ("The galaxies are a selected sample of the challenge's, with more than its share of galaxies that volunteers "
                              "agreed on: expect larger errors on others.")
     rows = [f"| {name.replace('_', ' ')} | {value:.5g} |" for name, value in scores.items()]
+    begun = about.get("begun_as")
+    origin = f" It began with the features of a network that had been trained for {begun['epochs']} epochs." if begun else ""
+    origin += " What it learned is the mean of each label and a teacher's prediction." if spec.get("teacher") else ""
     told = {name: spec[name] for name in ("model", "epochs", "batch_size", "learning_rate", "seed", "size", "field")}
     network = [f"{k.replace('_', ' ')} {v:.3g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
                for k, v in spec["model_parameters"].items()]
     return _CARD.format(**told, network=", ".join(network), version=gzpaper.__version__, galaxies=galaxies, bias=bias,
-                        precision=about.get("precision", "an unknown precision"), scores="\n".join(rows))
+                        origin=origin, precision=about.get("precision", "an unknown precision"), scores="\n".join(rows))
 
 # %% ../nbs/08_predict.ipynb #2a4e4667
 def at_scale(

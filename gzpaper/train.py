@@ -33,7 +33,7 @@ from tqdm import tqdm
 from .data import CROP, Galaxies, PixelStore, atomic, folds, split
 from .loader import Augment, Batches, DeviceStore, channel_statistics, store_side
 from .models import adapter_state, add_adapters, build_model, load_features, merge_adapters, model_parameters
-from .tree import COLUMNS, InputError
+from .tree import COLUMNS, InputError, align
 
 # %% auto #0
 __all__ = ['RECIPE', 'PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'CHECK_EVERY', 'Spec', 'nested', 'flattened', 'split_rows',
@@ -75,6 +75,7 @@ class Spec:
     fold: int = 0  # which of them is held out: 1 to folds
     accumulate: int = 1  # parts that a batch is cut into where it does not fit into memory as a whole
     pretrained: str = ""  # a name for what the features start from: imagenet, a file's digest, a pretraining's name; empty: nothing
+    teacher: str = ""  # a name for the predictions that the labels are averaged with, such as their file's digest; empty: none
     galaxies: int = 0  # how many of those to learn from are used; 0: all
 
     def __post_init__(self):
@@ -345,8 +346,11 @@ def _digest(values: list) -> str:
 
 
 def _identity_of(spec: dict, galaxies: str, split: str, recipe: int) -> str:
-    "A digest of all that decides what a training gives; how many galaxies it learns from is told by the split."
-    return _digest([{name: value for name, value in spec.items() if name != "galaxies"}, galaxies, split, recipe])
+    """A digest of all that decides what a training gives.
+
+    How many galaxies it learns from is told by the split; where there is no teacher, it is that of headers which know of none."""
+    told = {name: value for name, value in spec.items() if name != "galaxies" and (name, value) != ("teacher", "")}
+    return _digest([told, galaxies, split, recipe])
 
 
 def _check_identity(about: dict):
@@ -603,7 +607,7 @@ def predict_batches(
 # %% ../nbs/06_train.ipynb #9bef2319
 def _prepare(
     spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray, device: torch.device,
-    pretrained: str | Path | None = None, compile: bool = False, world: World = ALONE,
+    pretrained: str | Path | None = None, teacher: pd.DataFrame | None = None, compile: bool = False, world: World = ALONE,
 ) -> tuple[Training, Batches, Input]:
     "A training at its first step, the validation batches, and what the network will expect to see."
     if galaxies.store.side != store_side(spec.size, spec.field):
@@ -612,13 +616,27 @@ def _prepare(
     expects = Input(spec.size, galaxies.store.side, *channel_statistics(galaxies.store, train))
     store = DeviceStore(galaxies.store, device) if _has_room(device, galaxies.store) else galaxies.store
     common = {"size": spec.size, "mean": expects.mean, "std": expects.std, "batch_size": spec.batch_size, "device": device}
-    learn = Batches(store, train, galaxies.labels[train], augment=spec.augment, seed=spec.seed, share=(world.rank, world.size), **common)
+    targets, share = _targets(spec, galaxies, train, teacher), (world.rank, world.size)
+    learn = Batches(store, train, targets, augment=spec.augment, seed=spec.seed, share=share, **common)
     if min(learn.sizes) < 2 * world.size:
         raise InputError(f"batches of {min(learn.sizes)} are too few for {world.size} processes, which need 2 galaxies each: "
                          "raise batch_size, or start fewer")
     validation = Batches(store, held_out, galaxies.labels[held_out], **common)
     model = _start(spec, pretrained)
     return Training(spec, model, learn, device, _identity(spec, galaxies, train, held_out), world, compile), validation, expects
+
+
+def _targets(spec: Spec, galaxies: Galaxies, train: np.ndarray, teacher: pd.DataFrame | None) -> np.ndarray:  # [N, 37]
+    "What is learned: each label, or its mean with a teacher's prediction."
+    if bool(spec.teacher) != (teacher is not None):
+        raise InputError("a teacher needs both: its name in the spec and its predictions")
+    labels = galaxies.labels[train]
+    if teacher is None:
+        return labels
+    try:
+        return ((labels + align(teacher, galaxies.ids[train])) / 2).astype(np.float32)
+    except InputError as error:
+        raise InputError(f"a teacher must know all galaxies to learn from, but {error}") from None
 
 
 def _start(spec: Spec, pretrained: str | Path | None) -> nn.Module:
@@ -642,6 +660,14 @@ def _has_room(device: torch.device, store: PixelStore) -> bool:
 def _identity(spec: Spec, galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray) -> str:
     "A training's identity: see `_identity_of`."
     return _identity_of(spec.to_dict(), galaxies.digest, _split_digest(galaxies, train, held_out), RECIPE)
+
+
+def _spec_of(pretrained: str | Path | None) -> dict | None:
+    "The spec of the training whose features are started from, if it was gzpaper's."
+    try:
+        return read_header(pretrained)["spec"] if pretrained else None
+    except InputError:  # another program's, or imagenet
+        return None
 
 
 def _split_digest(galaxies: Galaxies, train: np.ndarray, held_out: np.ndarray) -> str:
@@ -738,6 +764,7 @@ def fit(
     device: torch.device | str = "cpu",
     progress: bool = True,
     pretrained: str | Path | None = None,  # imagenet, or a file of weights: what `spec.pretrained` is a name for
+    teacher: pd.DataFrame | None = None,  # a predictions table: what `spec.teacher` is a name for
     compile: bool = False,  # whether torch.compile is to make the network faster
     world: World = ALONE,  # of `join`
     watch: Callable[[dict], None] = lambda row: None,  # told each epoch's row of the history once its checkpoint is written
@@ -752,14 +779,16 @@ def fit(
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return weights
     with _memory(spec):
-        training, validation, expects = _prepare(spec, galaxies, train, held_out, torch.device(device), pretrained, compile, world)
+        training, validation, expects = _prepare(spec, galaxies, train, held_out, torch.device(device), pretrained, teacher, compile,
+                                                 world)
         if (folder / "checkpoint.pt").exists():
             _resume(training, folder / "checkpoint.pt")
         _train(training, validation, folder, progress, watch)
     with world.first():
         if world.rank == 0:
             _save(training, expects, folder, identity=_identity(spec, galaxies, train, held_out), galaxies=galaxies.digest,
-                  split=_split_digest(galaxies, train, held_out), recipe=RECIPE, trained_on=len(train), of=len(galaxies.ids))
+                  split=_split_digest(galaxies, train, held_out), recipe=RECIPE, trained_on=len(train), of=len(galaxies.ids),
+                  begun_as=_spec_of(pretrained))
             (folder / "checkpoint.pt").unlink(missing_ok=True)
     return weights
 

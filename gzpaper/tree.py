@@ -13,7 +13,7 @@ import torch
 
 # %% auto #0
 __all__ = ['QUESTIONS', 'COLUMNS', 'IN_WORDS', 'AFTER_STAR', 'SUM_TOLERANCE', 'InputError', 'Question', 'to_conditional',
-           'to_labels', 'asked', 'predictions_table', 'check_labels', 'draw_tree']
+           'to_labels', 'asked', 'predictions_table', 'align', 'check_labels', 'draw_tree']
 
 # %% ../nbs/00_tree.ipynb #5c940ba5
 class InputError(ValueError):
@@ -140,6 +140,17 @@ def predictions_table(
     table = pd.DataFrame(np.asarray(values), columns=COLUMNS)
     table.insert(0, "GalaxyID", np.asarray(ids))
     return table
+
+# %% ../nbs/00_tree.ipynb #8180723d
+def align(
+    predictions: pd.DataFrame,  # a predictions table
+    ids: np.ndarray,  # [N] GalaxyIDs
+) -> np.ndarray:  # [N, 37]
+    "The predictions for these galaxies, in their order. Raises `InputError` if one has none."
+    missing = np.setdiff1d(ids, predictions.GalaxyID)
+    if len(missing):
+        raise InputError(f"there is no prediction for GalaxyID {missing[0]} ({len(missing)} of {len(ids)} are missing)")
+    return predictions.set_index("GalaxyID")[COLUMNS].loc[ids].to_numpy(np.float64)
 
 # %% ../nbs/00_tree.ipynb #9cf1d644
 SUM_TOLERANCE = 2e-4

@@ -120,7 +120,7 @@ def _holds(distribution: BaseDistribution, value) -> bool:
 
 
 REFUSED = {"seed": "an option of `gzpaper tune`", "folds": "an option of `gzpaper tune`", "fold": "chosen by `gzpaper tune`",
-           "pretrained": "not searched: tune from random weights"}
+           "pretrained": "not searched: tune from random weights", "teacher": "not searched: tune on the labels"}
 
 
 def read_space(
@@ -803,7 +803,7 @@ def tell_round(
             f"{end} (RMSE {scores}). Changed: {differs}")
 
 # %% ../nbs/09_tune.ipynb #d0151856
-OF_ONE_TRAINING = ("seed", "folds", "fold", "pretrained")
+OF_ONE_TRAINING = ("seed", "folds", "fold", "pretrained", "teacher")
 
 
 def write_params(

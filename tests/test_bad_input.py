@@ -489,6 +489,8 @@ DEEP_OPTIONS = {  # what is asked of another network than vgg7, and what the mes
     "pretrained, another width": (["--width", 3, "--pretrained", "FILE"],
                                   ["FILE: 0.0.weight has shape [2, 3, 3, 3]", "vgg7 needs [3, 3, 3, 3]", "the same network"]),
     "pretrained, another depth": (["--model", "resnet50", "--pretrained", "FILE"], ["FILE has no weights conv1.weight", "not a resnet50"]),
+    "teacher, not there": (["--width", 2, "--teacher", "nowhere.csv"], ["nowhere.csv", "does not exist"]),
+    "teacher, no table": (["--width", 2, "--teacher", "FILE"], ["FILE", "cannot be read as a table"]),
     "ImageNet": (["--width", 2, "--pretrained", "imagenet"], ["no ImageNet weights for vgg7", "choose one of vgg11"]),
 }
 

@@ -40,6 +40,7 @@ def test_everything_is_made_and_stamped(smoke):
         assert (pd.read_csv(table.with_suffix(".csv")).galaxies == chain.STAMP).all()
         assert chain.STAMP in table.with_suffix(".tex").read_text()
     assert [p.stem for p in sorted(out.glob("numbers/*.json"))] == NAMES
+    assert pd.read_parquet(out / "unseen.parquet").GalaxyID.tolist() == sorted(pd.read_csv(out / "sample.csv").GalaxyID)
     assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
     assert list(out.rglob(".*partial*")) == []
 

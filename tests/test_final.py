@@ -1,6 +1,7 @@
 """Nested subsets for the learning curve, and the test part, which one section opens."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,9 +13,9 @@ from conftest import assert_says, toy_galaxies
 
 from gzpaper import chain
 from gzpaper.chain import more_predictions
-from gzpaper.data import Galaxies
-from gzpaper.train import Spec, split_rows
-from gzpaper.tree import COLUMNS, InputError
+from gzpaper.data import Galaxies, file_digest, read_labels
+from gzpaper.train import Spec, _targets, read_header, split_rows
+from gzpaper.tree import COLUMNS, InputError, predictions_table
 
 # Nested subsets
 
@@ -98,6 +99,77 @@ def test_further_predictions_are_small_and_outlive_the_weights(trained):
     finally:
         elsewhere.rename(weights)
     assert pd.read_parquet(run.folder / "test-16.parquet")[COLUMNS].dtypes.eq(np.float16).all()
+
+
+# Learning again
+
+
+def test_a_network_learns_again_from_its_features_and_a_teacher(section, monkeypatch):
+    "The first training is made only if the second has to be; its weights must be there."
+    first = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=1, batch_size=16)
+    again, one = replace(first, seed=1, teacher="a name"), section("09_final")
+    galaxies = one.galaxies(16, 185.6)
+    teacher = predictions_table(galaxies.ids, np.full((len(galaxies.ids), 37), 0.5))
+    run = one.run(again, first, teacher)
+    key = chain.run_key(first.to_dict(), galaxies.digest)
+    about = read_header(run.folder / "weights.safetensors")
+    assert one.keys == [run.key]
+    assert about["begun_as"] == first.to_dict() and about["spec"] == {**again.to_dict(), "pretrained": f"run-{key}"}
+    assert run.about["pretraining"]["spec"] == first.to_dict() and run.about["pretraining"]["seconds"] > 0
+    shutil.rmtree(run.folder.parent / key)
+    monkeypatch.setattr(chain, "fit", lambda *_, **__: pytest.fail("trained what is there"))
+    assert section("09_final").run(again, first, teacher) == run
+
+
+def test_a_first_training_may_see_the_galaxies_at_another_scale(section):
+    one = section("09_final")
+    first = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=150.0, epochs=1, batch_size=16)
+    run = one.run(replace(first, field=185.6, seed=1), first)
+    assert run.about["pretraining"]["spec"]["field"] == 150.0
+
+
+def test_a_published_run_without_weights_is_trained_again_to_begin_with(section):
+    first = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=1, batch_size=16)
+    one = section("09_final")
+    weights = one.run(first).folder / "weights.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    one.run(replace(first, seed=1), first)
+    assert weights.read_bytes() == before
+
+
+def test_targets_are_the_mean_of_label_and_teacher(tmp_path):
+    "Row by row, however the teacher's table is sorted and whatever else it knows."
+    galaxies = toy_galaxies(tmp_path, train=60, validation=20)
+    learned = galaxies.rows("train")[5:40]
+    told = np.random.default_rng(1).uniform(size=(80, 37))
+    teacher = predictions_table(galaxies.ids, told).sample(frac=1, random_state=0)
+    targets = _targets(Spec(teacher="a name"), galaxies, learned, teacher)
+    assert targets.dtype == np.float32
+    np.testing.assert_allclose(targets, (galaxies.labels[learned] + told[learned]) / 2, atol=1e-7)
+    np.testing.assert_array_equal(_targets(Spec(), galaxies, learned, None), galaxies.labels[learned])
+    for spec, table in ((Spec(), teacher), (Spec(teacher="a name"), None)):
+        with pytest.raises(InputError, match="needs both"):
+            _targets(spec, galaxies, learned, table)
+
+
+def test_a_teacher_on_the_command_line(mock_folder, tmp_path, cli):
+    "The same command goes on; another teacher is another training."
+    labels = read_labels(mock_folder / "training_solutions_rev1.csv")
+    labels.to_csv(tmp_path / "good.csv", index=False)
+    labels[COLUMNS] = 0.5
+    labels.to_csv(tmp_path / "half.csv", index=False)
+    labels[:30].to_csv(tmp_path / "few.csv", index=False)
+    labels[COLUMNS] = 1.5
+    labels.to_csv(tmp_path / "large.csv", index=False)
+    command = ["train", mock_folder, "--width", 2, "--size", 16, "--epochs", 1, "--batch-size", 16, "--validation", 8, "--test", 8,
+               "--device", "cpu", "--out", tmp_path / "run", "--teacher"]
+    cli(*command, tmp_path / "few.csv").refused("a teacher must know all galaxies", "no prediction for GalaxyID")
+    cli(*command, tmp_path / "large.csv").refused("large.csv", "1.5, outside [0, 1]")
+    assert cli(*command, tmp_path / "half.csv").code == 0
+    assert read_header(tmp_path / "run/weights.safetensors")["spec"]["teacher"] == file_digest(tmp_path / "half.csv")
+    assert "trained already" in cli(*command, tmp_path / "half.csv").out
+    cli(*command, tmp_path / "good.csv").refused("weights.safetensors", "other parameters or galaxies")
 
 
 # The test part

@@ -336,16 +336,24 @@ def test_released_weights(scores, tmp_path, mock_folder, cli, monkeypatch):
 
 
 def test_a_card_tells_what_a_section_says_of_twins(tmp_path):
-    (tmp_path / "11_submission.json").write_text(json.dumps({"profile": "sample", "rmse": 0.5, "twins": {"RMSE of one network": 0.0871}}))
+    (tmp_path / "09_final.json").write_text(json.dumps({"profile": "sample", "rmse": 0.5, "twins": {"RMSE of one network": 0.0871}}))
     member = write_untrained(tmp_path / "w.safetensors", 1.0)
-    [file] = release([member], tmp_path / "11_submission.json", tmp_path / "released")
+    [file] = release([member], tmp_path / "09_final.json", tmp_path / "released")
     card = file.with_suffix(".md").read_text()
     assert "| RMSE of one network | 0.0871 |" in card and "0.5 |" not in card and "profile" not in card
 
 
+def test_a_card_tells_how_a_network_has_learned():
+    about = read_header(released()[0])
+    taught = about | {"begun_as": about["spec"] | {"epochs": 77}, "spec": about["spec"] | {"teacher": "a name"}}
+    plain = about | {"begun_as": None, "spec": about["spec"] | {"teacher": ""}}
+    words = "trained for 77 epochs", "mean of each label and a teacher's prediction"
+    assert all(w in predict.model_card(taught, {}) and w not in predict.model_card(plain, {}) for w in words)
+
+
 def test_the_cards_tell_the_published_scores():
-    "Those of the twins in section 11, which `gzpaper release --scores` takes."
-    twins = json.loads((root() / "paper/numbers/11_submission.json").read_text())["twins"]
+    "Those of the twins in section 09, which `gzpaper release --scores` takes."
+    twins = json.loads((root() / "paper/numbers/09_final.json").read_text())["twins"]
     cards = [path.with_suffix(".md").read_text() for path in released()]
     assert twins and cards and all(f"| {name} | {value:.5g} |" in card for card in cards for name, value in twins.items())
 

@@ -390,6 +390,7 @@ def test_committed_parameters_are_those_of_the_committed_studies(tmp_path):
     ({"epochs": {"low": 2, "high": 4}}, "epochs"),
     ({"seed": [1, 2]}, "seed cannot be given here"),
     ({"pretrained": "imagenet"}, "pretrained"),
+    ({"teacher": "0123456789abcdef"}, "teacher"),
     ({"optimiser": ["adamw", "lion"]}, "lion"),
     ({"schedule": ["one_cycle", "steps"]}, "steps"),
     ({"weight_decay": {"low": -0.1, "high": 0.1}}, "weight_decay"),
