@@ -105,7 +105,7 @@ def test_further_predictions_are_small_and_outlive_the_weights(trained):
 
 
 def test_a_network_learns_again_from_its_features_and_a_teacher(section, monkeypatch):
-    "The first training is made only if the second has to be; its weights must be there."
+    "The first training is made only if the second has to be."
     first = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=1, batch_size=16)
     again, one = replace(first, seed=1, teacher="a name"), section("09_final")
     galaxies = one.galaxies(16, 185.6)
@@ -128,7 +128,7 @@ def test_a_first_training_may_see_the_galaxies_at_another_scale(section):
     assert run.about["pretraining"]["spec"]["field"] == 150.0
 
 
-def test_a_published_run_without_weights_is_trained_again_to_begin_with(section):
+def test_a_run_whose_weights_are_gone_is_trained_again_to_begin_with(section):
     first = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=1, batch_size=16)
     one = section("09_final")
     weights = one.run(first).folder / "weights.safetensors"
