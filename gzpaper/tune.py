@@ -11,7 +11,9 @@ import math
 import os
 import re
 import shutil
+import signal
 import socket
+import threading
 import time
 import warnings
 from collections import Counter
@@ -51,9 +53,10 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 # %% auto #0
 __all__ = ['REFUSED', 'HEARTBEAT_S', 'retry', 'retry_dead', 'STALE_S', 'POLL_S', 'OF_ONE_TRAINING', 'Space', 'read_space',
            'Retry', 'open_storage', 'storage_errors', 'first_number', 'NumberedSampler', 'suggest', 'defaults',
-           'Halving', 'replaced', 'made_of', 'open_study', 'take_study', 'Tuning', 'galaxies_of', 'stale', 'enqueue',
-           'status', 'search', 'completed', 'trial_table', 'Candidate', 'candidates', 'train_in_full', 'hold_round',
-           'tune', 'is_finished', 'rounds_of', 'changed', 'tell_round', 'write_params', 'publish_study']
+           'Halving', 'replaced', 'made_of', 'open_study', 'take_study', 'undisturbed', 'Tuning', 'galaxies_of',
+           'stale', 'enqueue', 'status', 'search', 'completed', 'trial_table', 'Candidate', 'candidates',
+           'train_in_full', 'hold_round', 'tune', 'is_finished', 'rounds_of', 'changed', 'tell_round', 'write_params',
+           'publish_study']
 
 # %% ../nbs/09_tune.ipynb #a5cd74cf
 @dataclass(frozen=True)
@@ -398,6 +401,23 @@ def take_study(
     with storage_errors(name):
         return optuna.load_study(study_name=name, storage=storage)
 
+# %% ../nbs/09_tune.ipynb #c61d9f04
+@contextlib.contextmanager
+def undisturbed():
+    "Ctrl-C, or a cluster's signal to end, waits until a storage has been read or written."
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main one
+        yield
+        return
+    came = []
+    handlers = {number: signal.signal(number, lambda *told: came.append(told[0])) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
 # %% ../nbs/09_tune.ipynb #ff076af7
 @dataclass(frozen=True)
 class Tuning:
@@ -417,22 +437,26 @@ class Tuning:
 
     def objective(self, trial: Trial) -> float:  # the validation RMSE, of one view; with folds their mean
         "Train with a trial's parameters. Raises `optuna.TrialPruned` if others are better."
-        frozen = _frozen(trial)
-        number, place = first_number(frozen), _ordinal(trial.study, frozen)
-        trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+        folder, spec = self._begin(trial)
         try:
-            spec = self.space.spec(suggest(trial, self.space), seed=1000 * self.seed + place, folds=self.folds)
-            precision = pick_precision(spec.precision, torch.device(self.device))
-        except InputError as error:  # values that do not go together
-            raise optuna.TrialPruned(str(error)) from None
-        folder = self.folder / f"trial-{number}" / str(precision)[6:]
-        try:
-            with exclusive(self.folder / f"trial-{number}"):  # one taken for dead may still be at work
+            with exclusive(folder.parent):  # one taken for dead may still be at work
                 return self._folds(trial, spec, folder) if self.folds else self._whole(trial, spec, folder)
         except TrainingFailed as error:
             raise optuna.TrialPruned(str(error)) from None
         finally:
             _note_cost(trial, folder)
+
+    @undisturbed()
+    def _begin(self, trial: Trial) -> tuple[Path, Spec]:
+        "A trial's folder, a subfolder for each precision, and what it trains. Raises `optuna.TrialPruned` if that does not go together."
+        frozen = _frozen(trial)
+        trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+        try:
+            spec = self.space.spec(suggest(trial, self.space), seed=1000 * self.seed + _ordinal(trial.study, frozen), folds=self.folds)
+            precision = pick_precision(spec.precision, torch.device(self.device))
+        except InputError as error:
+            raise optuna.TrialPruned(str(error)) from None
+        return self.folder / f"trial-{first_number(frozen)}" / str(precision)[6:], spec
 
     def _whole(self, trial: Trial, spec: Spec, folder: Path) -> float:
         "Train once; each epoch is a step."
@@ -481,6 +505,7 @@ def _score(spec: Spec, folder: Path) -> float:
     return float(rmse.min() if spec.patience else rmse.iloc[-1])
 
 
+@undisturbed()
 def _report(trial: Trial, value: float, step: int, steps: int):
     "Tell the study how far a trial is. Raises `optuna.TrialPruned` if others are better and it is not at its end."
     trial.report(value, step)
@@ -488,6 +513,7 @@ def _report(trial: Trial, value: float, step: int, steps: int):
         raise optuna.TrialPruned(f"pruned after step {step}")
 
 
+@undisturbed()
 def _note_cost(trial: Trial, folder: Path):
     "Remember how long a trial has trained."
     histories = [pd.read_csv(path) for path in folder.rglob("history.csv")]

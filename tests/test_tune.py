@@ -186,6 +186,26 @@ def test_stopped_and_taken_up(space_file, mock_folder, tmp_path, cli):
     assert trained.code == 0 and len((tmp_path / "run/history.csv").read_text().splitlines()) == 2, trained
 
 
+def test_a_transaction_is_not_broken_off(space_file, mock_folder, tmp_path, monkeypatch):
+    "It could keep its lock, and the heartbeat would wait for that."
+    report = optuna.Trial.report
+
+    def report_and_stop(*told):
+        signal.raise_signal(signal.SIGINT)
+        report(*told)
+
+    monkeypatch.setattr(optuna.Trial, "report", report_and_stop)
+    space = tune.read_space(space_file)
+    tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path / "out", progress=False)
+    study = tune.open_study("a", space, tune.open_storage(str(tmp_path / "study.db")), tuning.digest)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        tune.search(study, tuning, 1, say=lambda line: None)
+    stopped, waiting = study.trials
+    assert stopped.state == TrialState.FAIL and list(stopped.intermediate_values) == [1] and waiting.state == TrialState.WAITING
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
 def test_same_seed_same_trials(space_file, mock_folder, tmp_path):
     space, found = tune.read_space(space_file), []
     for name in ("a", "b"):
