@@ -68,7 +68,8 @@ def test_a_typed_number_is_found(typed):
 
 
 def test_no_semicolon_is_lost():
-    "After a call, typst takes a semicolon for the call's end: `\\;` is one of the text."
+    "After a call or a condition's words, typst takes a semicolon for the end of the code: `\\;` is one of the text."
+    assert "];" not in SOURCE
     for call in re.finditer(r"#[\w.-]+\(", SOURCE):
         end, depth = call.end(), 1
         while depth:
