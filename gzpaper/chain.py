@@ -508,7 +508,7 @@ class Section:
                 return study
         if os.environ.get("GZPAPER_TRAIN") == "0":
             raise InputError(f"study {name} is not among the committed ones: its space or the galaxies differ. `make reproduce` searches")
-        at = cache(self.galaxies)
+        space, at = tune.read_space(root() / f"paper/search/{name}.yaml"), cache(self.galaxies)
         tuning = tune.Tuning(space, lambda spec: at(spec.size, spec.field), out, pick_device(), p["seed"])
         study = tune.open_study(name, space, tune.open_storage(str(out / "study.journal")), galaxies.digest, p["seed"])
         tune.enqueue(study, tune.stale(study, out))
@@ -534,7 +534,7 @@ class Section:
         "What a file in paper/search says is searched."
         from gzpaper import tune
 
-        return tune.read_space(root() / f"paper/search/{name}.yaml")
+        return tune.parse_space(root() / f"paper/search/{name}.yaml")
 
     def final_specs(
         self,
@@ -742,7 +742,7 @@ def reproduce(
     due = [s for s in steps if (s.name == only if only else force or not s.fresh)]
     _announce(parameters, steps, due, train, say)
     with _environment(GZPAPER_TRAIN=str(int(train)), TQDM_MININTERVAL="1"):
-        _make(due, out, say) if train else _make_at_once(due, out, say)
+        _make(due, out, say) if train else _make_at_once(due[::-1], out, say)  # the last ones take longest, so they begin
     say(f"{len(due)} of {len(steps)} notebooks executed. Figures, tables and numbers are in {out}")
     if not only:  # the others may not be there yet
         say(f"the report is {report(profile)}")
@@ -979,7 +979,7 @@ def _publish_studies(profile: str, studies: dict[str, tuple[str, int]]):  # name
     from gzpaper import tune
 
     for name, (path, rounds) in sorted(studies.items()):
-        study, space = _kept_study(root() / path), tune.read_space(root() / f"paper/search/{name}.yaml")
+        study, space = _kept_study(root() / path), tune.parse_space(root() / f"paper/search/{name}.yaml")
         if study is None:
             raise InputError(f"study {path} is no longer there: `gzpaper reproduce --profile {profile} --force` makes it again")
         if not path.startswith("paper/"):

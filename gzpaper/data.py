@@ -490,7 +490,8 @@ def split(
     if min(validation, test) < 0:
         raise InputError(f"{validation} in validation and {test} in test: each takes 0 or more")
     if validation + test >= len(ids):
-        raise InputError(f"{len(ids)} galaxies are too few for {validation} in validation and {test} in test: lower these or add galaxies")
+        raise InputError(f"{len(ids)} galaxies are too few for {validation} in validation and {test} in test: lower these "
+                         "(--validation, --test, or a profile's values) or add galaxies")
     rank = np.argsort(np.argsort(_hash("gzpaper split", ids)))
     return np.select([rank < test, rank < test + validation], ["test", "validation"], "train")
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from scipy.optimize import least_squares
-from scipy.stats import binomtest, t
 
 from .data import check_ids, read_labels, read_table
 from .mock import vote
@@ -228,6 +226,8 @@ def compare_folds(
 def _between_folds(differences: np.ndarray, k: int) -> tuple[float, float]:
     """Student's 95% interval of the mean of some of k folds' differences, NaN for one. Folds share most of what they learn from, so the
     variance of the mean is not 1 / folds of theirs but 1 / (k - 1) more (Nadeau & Bengio 2003, https://doi.org/10.1023/A:1024068626366)."""
+    from scipy.stats import t  # slow to import, and seldom needed
+
     n = len(differences)
     if n < 2:
         return math.nan, math.nan
@@ -280,6 +280,8 @@ def accuracy_table(
     surer_than: float | None = None,  # leave out galaxies where the network gives its leading answer no more than this share
 ) -> pd.DataFrame:  # question, name, n, accuracy, low, high
     "How often the leading answer is the volunteers', where at least half of them were asked, with Wilson's 95% interval."
+    from scipy.stats import binomtest  # slow to import
+
     kept = (asked(true) >= ASKED) & (surer_than is None or confidence(predicted) > surer_than)
     right, rows = leading(predicted) == leading(true), []
     for i, question in enumerate(QUESTIONS):
@@ -505,8 +507,19 @@ def fit_learning_law(
     lowest: float,  # that the floor can be: the noise of the votes
 ) -> np.ndarray:  # floor, excess, power
     "The law that goes through RMSEs best, in squares weighted by their errors."
+    from scipy.optimize import least_squares  # slow to import
+
+    def off(law: np.ndarray) -> np.ndarray:  # [sizes]
+        return (learning_law(n, *law) - rmses) / errors
+
+    def slopes(law: np.ndarray) -> np.ndarray:  # [sizes, 3]
+        floor, excess, power = law
+        by_excess = n**-power / (2 * learning_law(n, *law))
+        return np.stack([floor / learning_law(n, *law), by_excess, -excess * np.log(n) * by_excess], axis=1) / errors[:, None]
+
     start = [max(lowest, min(1.5 * lowest, rmses.min())), max(rmses.min() ** 2 - lowest**2, 1e-6), 0.5]
-    return least_squares(lambda p: (learning_law(n, *p) - rmses) / errors, start, x_scale=[0.01, 0.001, 0.1], ftol=1e-8, xtol=1e-8,
+    # dogbox meets a bound, where many laws end, in fewer steps than the default
+    return least_squares(off, start, slopes, x_scale=[0.01, 0.001, 0.1], ftol=1e-8, xtol=1e-8, method="dogbox",
                          bounds=([lowest, 0, SMALLEST_POWER], [np.inf, np.inf, LARGEST_POWER])).x
 
 # %% ../nbs/07_evaluate.ipynb #4f91a19b

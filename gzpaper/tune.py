@@ -51,10 +51,10 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats and retries have been so for years
 
 # %% auto #0
-__all__ = ['REFUSED', 'HEARTBEAT_S', 'retry', 'retry_dead', 'STALE_S', 'POLL_S', 'OF_ONE_TRAINING', 'Space', 'read_space',
-           'Retry', 'open_storage', 'storage_errors', 'first_number', 'NumberedSampler', 'suggest', 'defaults',
-           'Halving', 'replaced', 'made_of', 'open_study', 'take_study', 'undisturbed', 'Tuning', 'galaxies_of',
-           'stale', 'enqueue', 'status', 'search', 'completed', 'trial_table', 'Candidate', 'candidates',
+__all__ = ['REFUSED', 'HEARTBEAT_S', 'retry', 'retry_dead', 'STALE_S', 'POLL_S', 'OF_ONE_TRAINING', 'Space', 'parse_space',
+           'read_space', 'Retry', 'open_storage', 'storage_errors', 'first_number', 'NumberedSampler', 'suggest',
+           'defaults', 'Halving', 'replaced', 'made_of', 'open_study', 'take_study', 'undisturbed', 'Tuning',
+           'galaxies_of', 'stale', 'enqueue', 'status', 'search', 'completed', 'trial_table', 'Candidate', 'candidates',
            'train_in_full', 'hold_round', 'tune', 'is_finished', 'rounds_of', 'changed', 'tell_round', 'write_params',
            'publish_study']
 
@@ -126,10 +126,10 @@ REFUSED = {"seed": "an option of `gzpaper tune`", "folds": "an option of `gzpape
            "pretrained": "not searched: tune from random weights", "teacher": "not searched: tune on the labels"}
 
 
-def read_space(
+def parse_space(
     path: str | Path,  # a YAML file, such as paper/search/vgg7.yaml
 ) -> Space:
-    "A search space. Raises `InputError` for what cannot be searched, with its name."
+    "A search space as its file has it. Raises `InputError` for what is no range or choice, with its name."
     try:
         values = flattened(read_yaml(path))
         for name in ("epochs", "full_epochs"):
@@ -141,9 +141,20 @@ def read_space(
         own = flattened(Spec.from_dict(nested(plain)).to_dict())  # with the trainer's values of all others
         searched = {name: _distribution(name, value, type(own.get(name)) is int) for name, value in values.items()
                     if isinstance(value, dict | list)}
-        return _checked(Space(plain, searched, values["full_epochs"]))
+        return Space(plain, searched, values["full_epochs"])
     except InputError as error:
         raise InputError(f"{path}: {str(error).removeprefix(f'{path} ')}") from None
+
+
+def read_space(
+    path: str | Path,  # a YAML file, such as paper/search/vgg7.yaml
+) -> Space:
+    "A search space whose trainings can be made, tried in seconds. Raises `InputError` for what cannot be searched, with its name."
+    space = parse_space(path)
+    try:
+        return _checked(space)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _checked(space: Space) -> Space:
