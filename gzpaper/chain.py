@@ -508,7 +508,8 @@ class Section:
                 return study
         if os.environ.get("GZPAPER_TRAIN") == "0":
             raise InputError(f"study {name} is not among the committed ones: its space or the galaxies differ. `make reproduce` searches")
-        space, at = tune.read_space(root() / f"paper/search/{name}.yaml"), cache(self.galaxies)
+        space = tune.read_space(root() / f"paper/search/{name}.yaml")  # tried before the search, which the sections that find one need not
+        at = cache(self.galaxies)
         tuning = tune.Tuning(space, lambda spec: at(spec.size, spec.field), out, pick_device(), p["seed"])
         study = tune.open_study(name, space, tune.open_storage(str(out / "study.journal")), galaxies.digest, p["seed"])
         tune.enqueue(study, tune.stale(study, out))
@@ -575,6 +576,7 @@ class Section:
             figure.suptitle(STAMP, fontsize=7, color="#D55E00", weight="bold")
         with atomic(self.out / f"figures/{name}.pdf") as partial:
             figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
+        figure.set_layout_engine("none")  # the PNG has the PDF's layout
         figure.savefig(png := io.BytesIO(), format="png", pil_kwargs={"optimize": True})
         photographs = any(image.get_array().ndim == 3 for ax in figure.axes for image in ax.images)
         with atomic(self.out / f"figures/{name}.png") as partial:
@@ -742,7 +744,7 @@ def reproduce(
     due = [s for s in steps if (s.name == only if only else force or not s.fresh)]
     _announce(parameters, steps, due, train, say)
     with _environment(GZPAPER_TRAIN=str(int(train)), TQDM_MININTERVAL="1"):
-        _make(due, out, say) if train else _make_at_once(due[::-1], out, say)  # the last ones take longest, so they begin
+        _make(due, out, say) if train else _make_at_once(due, out, say)
     say(f"{len(due)} of {len(steps)} notebooks executed. Figures, tables and numbers are in {out}")
     if not only:  # the others may not be there yet
         say(f"the report is {report(profile)}")
@@ -764,8 +766,9 @@ def _make_at_once(steps: list[Step], out: Path, say: Callable[[str], None]):
     cores = os.cpu_count() or 1
     share = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // _AT_ONCE)))  # of each: torch would have all wait for all cores
     with (_environment(OMP_NUM_THREADS=share), chdir(root()),  # papermill changes the folder of all threads
-          ThreadPoolExecutor(min(_AT_ONCE, cores)) as pool):
-        each = [pool.submit(_make_one, step, out, f"[{i}/{len(steps)}] {step.name}", say) for i, step in enumerate(steps, 1)]
+          ThreadPoolExecutor(min(_AT_ONCE, cores + 1)) as pool):  # one more than cores, as each waits now and then
+        each = [pool.submit(_make_one, step, out, f"[{i}/{len(steps)}] {step.name}", say)
+                for i, step in enumerate(reversed(steps), 1)]  # the last ones take longest, so they begin
         try:
             wait(each, return_when=FIRST_EXCEPTION)
         finally:
@@ -773,7 +776,8 @@ def _make_at_once(steps: list[Step], out: Path, say: Callable[[str], None]):
                 for future in left:
                     future.cancel()
                 say("stopping, once the notebooks under way have ended")
-    errors = [future.exception() for future in each if not future.cancelled() and future.exception()]
+    in_order = reversed(each)  # the chain's
+    errors = [future.exception() for future in in_order if not future.cancelled() and future.exception()]
     if errors:
         raise InputError("; ".join(map(str, errors))) if len(errors) > 1 else errors[0]
 

@@ -226,7 +226,7 @@ def compare_folds(
 def _between_folds(differences: np.ndarray, k: int) -> tuple[float, float]:
     """Student's 95% interval of the mean of some of k folds' differences, NaN for one. Folds share most of what they learn from, so the
     variance of the mean is not 1 / folds of theirs but 1 / (k - 1) more (Nadeau & Bengio 2003, https://doi.org/10.1023/A:1024068626366)."""
-    from scipy.stats import t  # slow to import, and seldom needed
+    from scipy.stats import t  # slow to import
 
     n = len(differences)
     if n < 2:
@@ -505,6 +505,7 @@ def fit_learning_law(
     rmses: np.ndarray,  # [sizes]
     errors: np.ndarray,  # [sizes] of the RMSE
     lowest: float,  # that the floor can be: the noise of the votes
+    start: np.ndarray | None = None,  # a law that is near: the fit is faster
 ) -> np.ndarray:  # floor, excess, power
     "The law that goes through RMSEs best, in squares weighted by their errors."
     from scipy.optimize import least_squares  # slow to import
@@ -514,12 +515,13 @@ def fit_learning_law(
 
     def slopes(law: np.ndarray) -> np.ndarray:  # [sizes, 3]
         floor, excess, power = law
-        by_excess = n**-power / (2 * learning_law(n, *law))
-        return np.stack([floor / learning_law(n, *law), by_excess, -excess * np.log(n) * by_excess], axis=1) / errors[:, None]
+        fitted = learning_law(n, *law)
+        by_excess = n**-power / (2 * fitted)
+        return np.stack([floor / fitted, by_excess, -excess * np.log(n) * by_excess], axis=1) / errors[:, None]
 
-    start = [max(lowest, min(1.5 * lowest, rmses.min())), max(rmses.min() ** 2 - lowest**2, 1e-6), 0.5]
-    # dogbox meets a bound, where many laws end, in fewer steps than the default
-    return least_squares(off, start, slopes, x_scale=[0.01, 0.001, 0.1], ftol=1e-8, xtol=1e-8, method="dogbox",
+    if start is None:
+        start = [max(lowest, min(1.5 * lowest, rmses.min())), max(rmses.min() ** 2 - lowest**2, 1e-6), 0.5]
+    return least_squares(off, start, slopes, x_scale=[0.01, 0.001, 0.1], ftol=1e-8, xtol=1e-8,
                          bounds=([lowest, 0, SMALLEST_POWER], [np.inf, np.inf, LARGEST_POWER])).x
 
 # %% ../nbs/07_evaluate.ipynb #4f91a19b

@@ -418,7 +418,7 @@ def calibration_curves(
                     elinewidth=0.6, label=answer)
     ax.set_title(title, fontsize=7)
     ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
-    many = bins.answer.nunique() > 4  # the last answers have the longest names: these go above, where there is room beside the diagonal
+    many = bins.answer.nunique() > 4  # they reach down to the curves, and of spiral arms the last have the longest names
     ax.legend(fontsize=6.2, loc="upper left", borderaxespad=0, handlelength=0.8, labelspacing=0.1, handletextpad=0.4, reverse=many)
     return ax
 

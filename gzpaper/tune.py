@@ -129,7 +129,7 @@ REFUSED = {"seed": "an option of `gzpaper tune`", "folds": "an option of `gzpape
 def parse_space(
     path: str | Path,  # a YAML file, such as paper/search/vgg7.yaml
 ) -> Space:
-    "A search space as its file has it. Raises `InputError` for what is no range or choice, with its name."
+    "A search space as its file has it. Raises `InputError` for what a space cannot say, with its name."
     try:
         values = flattened(read_yaml(path))
         for name in ("epochs", "full_epochs"):
@@ -149,7 +149,7 @@ def parse_space(
 def read_space(
     path: str | Path,  # a YAML file, such as paper/search/vgg7.yaml
 ) -> Space:
-    "A search space whose trainings can be made, tried in seconds. Raises `InputError` for what cannot be searched, with its name."
+    "A search space whose trainings can be made: takes seconds to try. Raises `InputError` for what cannot be searched, with its name."
     space = parse_space(path)
     try:
         return _checked(space)

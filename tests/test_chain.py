@@ -113,8 +113,8 @@ def test_after_a_failure_no_other_is_begun(tmp_path, monkeypatch):
 
     def execute(name: str, parameters: dict, out):
         begun.append(name)
-        if name == "a":
-            raise InputError("a failed")
+        if name == "f":  # the last of the chain begins
+            raise InputError("f failed")
         time.sleep(0.5)
 
     monkeypatch.setattr(chain, "execute", execute)
@@ -122,9 +122,9 @@ def test_after_a_failure_no_other_is_begun(tmp_path, monkeypatch):
     (tmp_path / "state").mkdir()
     steps = [chain.Step(name, {}, "", tmp_path / f"state/{name}.json", False) for name in "abcdef"]
     said = []
-    with pytest.raises(InputError, match="a failed"):
+    with pytest.raises(InputError, match="f failed"):
         chain._make_at_once(steps, tmp_path, said.append)
-    assert "f" not in begun and any(line.startswith("stopping") for line in said)
+    assert "a" not in begun and any(line.startswith("stopping") for line in said)
 
 
 def test_only_and_force(smoke, monkeypatch):

@@ -1,4 +1,5 @@
-"""Every paper notebook by plain papermill, as in JupyterLab: without the chain."""
+"""Every paper notebook by plain papermill, as in JupyterLab: without the chain, from its own folder. What a run of the chain, which works
+in the repository's, has trained is used again."""
 
 import subprocess
 import sys
@@ -14,7 +15,6 @@ BY_COMMAND = "03_vgg7"  # the README's example
 
 @pytest.mark.parametrize("name", [name for name in chain.read_chain()["notebooks"] if name != BY_COMMAND])
 def test_a_notebook_runs_by_plain_papermill(smoke, tmp_path, name):
-    """From its own folder; what a run of the chain, which works in the repository's, has trained is used again."""
     parameters = read_yaml(smoke / "paper/profiles/smoke.yaml")
     papermill.execute_notebook(str(chain.notebook_path(name)), str(tmp_path / "out.ipynb"), parameters, cwd=str(smoke / "nbs/paper"),
                                progress_bar=False)
