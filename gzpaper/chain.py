@@ -576,7 +576,6 @@ class Section:
             figure.suptitle(STAMP, fontsize=7, color="#D55E00", weight="bold")
         with atomic(self.out / f"figures/{name}.pdf") as partial:
             figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
-        figure.set_layout_engine("none")  # the PNG has the PDF's layout
         figure.savefig(png := io.BytesIO(), format="png", pil_kwargs={"optimize": True})
         photographs = any(image.get_array().ndim == 3 for ax in figure.axes for image in ax.images)
         with atomic(self.out / f"figures/{name}.png") as partial:

@@ -226,11 +226,11 @@ def compare_folds(
 def _between_folds(differences: np.ndarray, k: int) -> tuple[float, float]:
     """Student's 95% interval of the mean of some of k folds' differences, NaN for one. Folds share most of what they learn from, so the
     variance of the mean is not 1 / folds of theirs but 1 / (k - 1) more (Nadeau & Bengio 2003, https://doi.org/10.1023/A:1024068626366)."""
-    from scipy.stats import t  # slow to import
-
     n = len(differences)
     if n < 2:
         return math.nan, math.nan
+    from scipy.stats import t  # slow to import
+
     half = t.ppf(0.975, n - 1) * differences.std(ddof=1) * math.sqrt(1 / n + 1 / (k - 1))
     return float(differences.mean() - half), float(differences.mean() + half)
 

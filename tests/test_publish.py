@@ -2,14 +2,24 @@
 
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import edit
+from PIL import Image
 
 from gzpaper import chain
+from gzpaper.chain import root
 from gzpaper.data import KaggleFolder, read_yaml
 from gzpaper.train import Spec
 from gzpaper.tree import InputError
+
+
+@pytest.mark.parametrize("path", sorted((root() / "figures").glob("*.png")), ids=lambda path: path.stem)
+def test_no_figure_is_cut_off(path):
+    "Nothing dark on a figure's rim: a label would go on beyond it."
+    grey = np.asarray(Image.open(path).convert("L"))
+    assert min(edge.min() for edge in (grey[0], grey[-1], grey[:, 0], grey[:, -1])) > 200
 
 
 def test_publish_refuses_mock_galaxies(smoke):
