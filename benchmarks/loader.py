@@ -24,10 +24,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from gzpaper.data import Images, PixelStore, pixel_store
+from gzpaper.images import Images, PixelStore, pixel_store
 from gzpaper.loader import Augment, Batches, DeviceStore, store_side
 from gzpaper.models import build_model
-from gzpaper.train import Spec, Training, pick_device
+from gzpaper.spec import Spec
+from gzpaper.train import Training, pick_device
 
 SPEC = Spec()
 SIZES = (64, 128)  # px

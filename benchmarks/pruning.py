@@ -13,11 +13,14 @@ import typer
 from optuna.pruners import NopPruner
 from optuna.study import Study
 
-from gzpaper.chain import mock_folder, root
-from gzpaper.data import atomic
-from gzpaper.evaluate import rmse
+from gzpaper.files import atomic
+from gzpaper.mock import mock_folder
+from gzpaper.paper import root
+from gzpaper.scores import rmse
+from gzpaper.space import Space, read_space
+from gzpaper.study import completed, open_storage, open_study
 from gzpaper.train import pick_device
-from gzpaper.tune import Space, Tuning, completed, galaxies_of, open_storage, open_study, read_space, search, train_in_full
+from gzpaper.tune import Tuning, galaxies_of, search, train_in_full
 
 SPACE, FOLDER = root() / "paper/search/small.yaml", root() / "runs/pruning"
 FULL_SEED = 1_000_000  # of the first training in full; those of the trials are smaller

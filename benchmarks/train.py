@@ -21,10 +21,11 @@ import typer
 from loader import MB, SPEC, OneBatch, about, finish, in_fresh_process, in_turns, interleaved, our_loader, steps_per_second, synthetic_store
 from torch.utils.flop_counter import FlopCounterMode
 
-from gzpaper.data import PixelStore
+from gzpaper.images import PixelStore
 from gzpaper.loader import Batches, DeviceStore, store_side
 from gzpaper.models import MODELS, Network, add_adapters, build_model
-from gzpaper.train import Spec, Training, autocast, can_compile, pick_device, pick_precision
+from gzpaper.spec import Spec
+from gzpaper.train import Training, autocast, can_compile, pick_device, pick_precision
 from gzpaper.tree import InputError
 
 STAMPS = 4000  # different galaxies in a store; more are these again

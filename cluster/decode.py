@@ -2,7 +2,8 @@
 import sys
 from pathlib import Path
 
-from gzpaper.data import KaggleFolder, pixel_store
+from gzpaper.data import KaggleFolder
+from gzpaper.images import pixel_store
 from gzpaper.loader import store_side
 from gzpaper.tree import InputError
 

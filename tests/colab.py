@@ -7,7 +7,8 @@ import json
 from configparser import ConfigParser
 from pathlib import Path
 
-from gzpaper.chain import lean_picture, root
+from gzpaper.paper import root
+from gzpaper.press import lean_picture
 
 IDS = ("colab-badge", "colab-install")  # of the two cells
 OPENINGS = ("[![Open in Colab]", 'if "google.colab" in')  # how they start: their ids change in some editors

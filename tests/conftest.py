@@ -15,13 +15,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from gzpaper import chain
-from gzpaper.chain import root
+from gzpaper import chain, paper
 from gzpaper.cli import main
-from gzpaper.data import Galaxies, KaggleFolder, PixelStore
+from gzpaper.data import Galaxies, KaggleFolder
+from gzpaper.images import PixelStore
 from gzpaper.loader import store_side
 from gzpaper.models import build_model
-from gzpaper.train import Input, Spec, save_weights
+from gzpaper.paper import root
+from gzpaper.spec import Spec
+from gzpaper.weights import Input, save_weights
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, all processes of the tests would ignore Ctrl-C
 
@@ -135,7 +137,7 @@ def reproduced(tmp_path_factory, worker_id) -> Path:
                 shutil.copytree(root() / name, partial / name, ignore=shutil.ignore_patterns("__pycache__", "runs", "notebooks"))
             (partial / "data").mkdir()
             with chdir(partial):
-                assert chain.reproduce("smoke") == chain.read_chain()["notebooks"]
+                assert chain.reproduce("smoke") == paper.read_chain()["notebooks"]
             partial.rename(copy)
     return copy
 

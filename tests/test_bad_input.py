@@ -19,12 +19,15 @@ from conftest import DEEP, TINY, assert_says, assert_whole
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gzpaper.baselines import central_pixel
 from gzpaper.chain import plan, read_profile
-from gzpaper.data import KaggleFolder, PixelStore, decode, load_galaxies, pixel_store, sample_table
+from gzpaper.data import KaggleFolder, load_galaxies, sample_table
+from gzpaper.images import PixelStore, decode, pixel_store
 from gzpaper.models import build_model
-from gzpaper.train import Spec, fit, read_header
+from gzpaper.scores import central_pixel
+from gzpaper.spec import Spec
+from gzpaper.train import fit
 from gzpaper.tree import InputError
+from gzpaper.weights import read_header
 
 ROOT = Path(__file__).parent.parent
 IMAGES, LABELS = "images_training_rev1", "training_solutions_rev1.csv"

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gzpaper.predict import CATALOGUES, catalogue, catalogue_columns, vote_fractions, write_catalogue
+from gzpaper.catalogue import CATALOGUES, catalogue, catalogue_columns, write_catalogue
+from gzpaper.predict import vote_fractions
 from gzpaper.tree import COLUMNS, QUESTIONS, predictions_table, to_conditional, to_labels
 
 N = 200

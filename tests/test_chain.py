@@ -7,10 +7,10 @@ import pytest
 from conftest import edit
 from PIL import Image
 
-from gzpaper import chain
+from gzpaper import chain, paper
 from gzpaper.tree import InputError
 
-NAMES = chain.read_chain()["notebooks"]
+NAMES = paper.read_chain()["notebooks"]
 MOCKS = chain.read_profile("smoke")["mock_galaxies"]
 
 
@@ -37,8 +37,8 @@ def test_everything_is_made_and_stamped(smoke):
         assert picture.width > 400 and len(picture.getcolors(2**24)) > 20  # not blank
         assert b"CreationDate" not in figure.with_suffix(".pdf").read_bytes()
     for table in tables:
-        assert (pd.read_csv(table.with_suffix(".csv")).galaxies == chain.STAMP).all()
-        assert chain.STAMP in table.with_suffix(".tex").read_text()
+        assert (pd.read_csv(table.with_suffix(".csv")).galaxies == paper.STAMP).all()
+        assert paper.STAMP in table.with_suffix(".tex").read_text()
     assert [p.stem for p in sorted(out.glob("numbers/*.json"))] == NAMES
     assert pd.read_parquet(out / "unseen.parquet").GalaxyID.tolist() == sorted(pd.read_csv(out / "sample.csv").GalaxyID)
     assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
@@ -51,7 +51,7 @@ def test_a_second_time_nothing_is_executed(smoke):
 
 def test_only_what_depends_on_a_change_is_executed_again(smoke):
     profile, modules = smoke / "paper/profiles/smoke.yaml", smoke / "gzpaper"
-    files = [profile, *(modules / f"{name}.py" for name in ("baselines", "data", "tune")), chain.notebook_path(NAMES[1])]
+    files = [profile, *(modules / f"{name}.py" for name in ("baselines", "data", "tune")), paper.notebook_path(NAMES[1])]
     kept = {path: path.read_text() for path in files}
     changes = {
         profile: ("\nepochs: 3", "\nepochs: 2", ["03_vgg7"]),
@@ -59,7 +59,7 @@ def test_only_what_depends_on_a_change_is_executed_again(smoke):
                                    ["02_benchmarks", "03_vgg7", "08_learning_curve", "09_final", "11_submission"]),
         modules / "data.py": ("CROP = 232", "CROP  = 232", NAMES),
         modules / "tune.py": ("STALE_S = 3600", "STALE_S  = 3600", ["07_tuning", "09_final", "10_evaluation"]),
-        chain.notebook_path(NAMES[1]): ("What is reached", "What can be reached", ["02_benchmarks"]),
+        paper.notebook_path(NAMES[1]): ("What is reached", "What can be reached", ["02_benchmarks"]),
     }
     for path, (old, new, expected) in changes.items():
         edit(path, old, new)
@@ -78,7 +78,7 @@ def test_an_output_that_is_gone_is_made_again(smoke):
 
 
 def test_a_failing_notebook_says_where_and_is_kept(smoke):
-    path = chain.notebook_path("02_benchmarks")
+    path = paper.notebook_path("02_benchmarks")
     kept = path.read_text()
     edit(path, "floor = noise_floor(true)", "floor = noise_floor(false)")
     try:
@@ -93,7 +93,7 @@ def test_a_failing_notebook_says_where_and_is_kept(smoke):
 
 def test_of_notebooks_at_once_all_that_fail_are_named(smoke, monkeypatch):
     "Those that wait for none are executed at once: one that fails does not hide another, and what could be made is kept."
-    broken = {chain.notebook_path(name): chain.notebook_path(name).read_text() for name in ("02_benchmarks", "03_vgg7")}
+    broken = {paper.notebook_path(name): paper.notebook_path(name).read_text() for name in ("02_benchmarks", "03_vgg7")}
     for path in broken:
         edit(path, "galaxies = section.galaxies(size, field)", "galaxies = section.no_galaxies(size, field)")
     monkeypatch.setattr(chain, "_AT_ONCE", 2)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gzpaper import tune
-from gzpaper.chain import root
-from gzpaper.train import read_header
+from gzpaper.paper import root
+from gzpaper.study import open_storage, retry, take_study
+from gzpaper.weights import read_header
 
 TRAIN, FOLDS = root() / "cluster/train.slurm", root() / "cluster/folds.slurm"
 STUBS = {
@@ -112,5 +112,5 @@ def test_a_tuning_stopped_by_slurm_goes_on(start, mock_folder, tmp_path):
     assert first.wait(60) == 0, (tmp_path / "job.log").read_text()
     assert (tmp_path / "scontrol.log").read_text() == "requeue 7_2\n"
     assert start(root() / "cluster/tune.slurm", **job).wait(120) == 0, (tmp_path / "job.log").read_text()
-    again = tune.take_study(tune.open_storage(str(tmp_path / "out/study.journal"))).trials[1]
-    assert tune.retry.retry_history(again) == [0] and again.last_step == 200
+    again = take_study(open_storage(str(tmp_path / "out/study.journal"))).trials[1]
+    assert retry.retry_history(again) == [0] and again.last_step == 200

@@ -15,8 +15,10 @@ import torch
 from conftest import TINY, assert_says, toy_galaxies
 from torch import distributed
 
-from gzpaper.predict import cross_validate
-from gzpaper.train import ALONE, Spec, World, fit, join, load_weights, pick_device, split_rows
+from gzpaper.run import cross_validate
+from gzpaper.spec import Spec, split_rows
+from gzpaper.train import ALONE, World, fit, join, pick_device
+from gzpaper.weights import load_weights
 
 pytestmark = [pytest.mark.usefixtures("threads"),
               pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")]

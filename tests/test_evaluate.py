@@ -11,25 +11,22 @@ from gzpaper.data import read_labels
 from gzpaper.evaluate import (
     ASKED,
     accuracy_table,
-    against_table,
     calibration_bins,
     calibration_table,
     ceiling,
-    compare,
-    conditional,
     confidence,
     confusion,
     evaluation,
     leading_path,
     majority,
     question_table,
-    rmse,
-    rmse_table,
     selective_table,
     worth_table,
 )
-from gzpaper.mock import answer_probabilities, draw_galaxy, expected_labels, labels_from_votes, vote
-from gzpaper.tree import COLUMNS, QUESTIONS, asked, predictions_table
+from gzpaper.mock import answer_probabilities, draw_galaxy
+from gzpaper.scores import against_table, compare, rmse, rmse_table
+from gzpaper.tree import COLUMNS, QUESTIONS, asked, conditional, predictions_table
+from gzpaper.volunteers import expected_labels, labels_from_votes, vote
 
 LABELS = "training_solutions_rev1.csv"
 TABLES = "overall questions answers confusion calibration calibration_bins selective volunteers".split()

@@ -11,11 +11,14 @@ import pytest
 import torch
 from conftest import assert_says, toy_galaxies
 
-from gzpaper import chain
-from gzpaper.chain import more_predictions
-from gzpaper.data import Galaxies, file_digest, read_labels
-from gzpaper.train import Spec, _targets, read_header, split_rows
+from gzpaper import paper, train
+from gzpaper.data import Galaxies, read_labels
+from gzpaper.files import file_digest
+from gzpaper.run import Run, more_predictions, run
+from gzpaper.spec import Spec, run_key, split_rows
+from gzpaper.train import _targets
 from gzpaper.tree import COLUMNS, InputError, predictions_table
+from gzpaper.weights import read_header
 
 # Nested subsets
 
@@ -53,10 +56,10 @@ def test_a_subset_is_not_negative():
 
 def test_the_new_field_names_runs_anew_only_where_it_is_used():
     "Published runs keep their keys."
-    assert chain.run_key(Spec(galaxies=5).to_dict(), "") != chain.run_key(Spec().to_dict(), "")
-    runs = sorted((chain.root() / "paper/runs").glob("*"))
-    for run in (chain.Run(folder.name, folder) for folder in runs):
-        assert chain.run_key(Spec.from_dict(run.about["spec"]).to_dict(), run.about["galaxies"], run.about["recipe"]) == run.key
+    assert run_key(Spec(galaxies=5).to_dict(), "") != run_key(Spec().to_dict(), "")
+    runs = sorted((paper.root() / "paper/runs").glob("*"))
+    for run in (Run(folder.name, folder) for folder in runs):
+        assert run_key(Spec.from_dict(run.about["spec"]).to_dict(), run.about["galaxies"], run.about["recipe"]) == run.key
     assert runs
 
 
@@ -64,13 +67,13 @@ def test_the_new_field_names_runs_anew_only_where_it_is_used():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[chain.Run, Galaxies]:
+def trained(tmp_path_factory) -> tuple[Run, Galaxies]:
     "A run of one epoch on toy galaxies."
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run")
     galaxies = toy_galaxies(folder / "store", train=50, validation=10, test=12).sealed()
     spec = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=1, batch_size=16)
-    return chain.run(spec, galaxies, folder / "runs", device="cpu"), galaxies
+    return run(spec, galaxies, folder / "runs", device="cpu"), galaxies
 
 
 @pytest.mark.parametrize("part, rows", [("test", "test"), ("held_out", "validation")])
@@ -111,13 +114,13 @@ def test_a_network_learns_again_from_its_features_and_a_teacher(section, monkeyp
     galaxies = one.galaxies(16, 185.6)
     teacher = predictions_table(galaxies.ids, np.full((len(galaxies.ids), 37), 0.5))
     run = one.run(again, first, teacher)
-    key = chain.run_key(first.to_dict(), galaxies.digest)
+    key = run_key(first.to_dict(), galaxies.digest)
     about = read_header(run.folder / "weights.safetensors")
     assert one.keys == [run.key]
     assert about["begun_as"] == first.to_dict() and about["spec"] == {**again.to_dict(), "pretrained": f"run-{key}"}
     assert run.about["pretraining"]["spec"] == first.to_dict()
     shutil.rmtree(run.folder.parent / key)
-    monkeypatch.setattr(chain, "fit", lambda *_, **__: pytest.fail("trained what is there"))
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained what is there"))
     assert section("09_final").run(again, first, teacher) == run
 
 
@@ -184,9 +187,9 @@ def test_a_teacher_on_the_command_line(mock_folder, tmp_path, cli):
 
 
 def test_one_notebook_opens_the_test_part_once():
-    folder = chain.root() / "nbs/paper"
+    folder = paper.root() / "nbs/paper"
     called = {path.stem: path.read_text().count("open_test") for path in folder.glob("*.ipynb")}
-    assert {name for name, times in called.items() if times} == {chain.OPENS_TEST} and called[chain.OPENS_TEST] == 1
+    assert {name for name, times in called.items() if times} == {paper.OPENS_TEST} and called[paper.OPENS_TEST] == 1
 
 
 @pytest.fixture
@@ -194,7 +197,7 @@ def section(mock_folder, tmp_path, monkeypatch):
     "A section on 40 mock galaxies, by its name."
     monkeypatch.setenv("GZPAPER_RUNS", str(tmp_path))
     common = {"profile": "none", "data": str(mock_folder), "mock_galaxies": 0, "seed": 0, "validation": 8, "test": 8}
-    return lambda name: chain.Section(name, **common)
+    return lambda name: paper.Section(name, **common)
 
 
 def test_several_at_the_same_study_ask_for_galaxies_at_once(section):
@@ -246,7 +249,7 @@ def test_no_other_section_can_open_it(section):
 
 
 def test_what_is_opened_are_the_labels_of_the_same_galaxies(section, mock_folder):
-    final = section(chain.OPENS_TEST)
+    final = section(paper.OPENS_TEST)
     sealed = final.galaxies(16, 212.0)
     opened = final.open_test(sealed)
     np.testing.assert_array_equal(opened.ids, sealed.ids)
@@ -258,7 +261,7 @@ def test_what_is_opened_are_the_labels_of_the_same_galaxies(section, mock_folder
 
 
 def test_provenance_says_whether_it_was_opened(section, tmp_path):
-    final = section(chain.OPENS_TEST)
+    final = section(paper.OPENS_TEST)
     galaxies, table = final.galaxies(16, 212.0), pd.DataFrame({"n": [1]})
     final.table("before", table, "")
     final.open_test(galaxies)

@@ -17,12 +17,17 @@ import torch
 from conftest import TINY, assert_says, toy_galaxies
 
 import gzpaper.predict
-from gzpaper.data import Galaxies, PixelStore, atomic
+from gzpaper.data import Galaxies
 from gzpaper.data import folds as fold_numbers
-from gzpaper.evaluate import rmse
-from gzpaper.predict import cross_validate, predict_held_out, read_predictions
-from gzpaper.train import Spec, Training, load_weights, read_header, split_rows
+from gzpaper.files import atomic
+from gzpaper.images import PixelStore
+from gzpaper.predict import predict_held_out, read_predictions
+from gzpaper.run import cross_validate
+from gzpaper.scores import rmse
+from gzpaper.spec import Spec, split_rows
+from gzpaper.train import Training
 from gzpaper.tree import COLUMNS, InputError
+from gzpaper.weights import load_weights, read_header
 
 pytestmark = pytest.mark.usefixtures("threads")
 SPEC = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=2, batch_size=16, folds=3)

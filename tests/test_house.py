@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gzpaper.chain import RUN_FILES, declared, notebook_path, read_chain, root
+from gzpaper.chain import declared
+from gzpaper.paper import notebook_path, read_chain, root
+from gzpaper.run import RUN_FILES
 
 ROOT = root()
 LIBRARY = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))

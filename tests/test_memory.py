@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gzpaper.data import PixelStore
+from gzpaper.images import PixelStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from loader import SMAPS, in_fresh_process, memory_of_epochs, synthetic_store

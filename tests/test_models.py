@@ -18,8 +18,10 @@ from torch import nn
 
 from gzpaper.loader import Augment, Batches, store_side
 from gzpaper.models import HEADS, IMAGENET, MODELS, Network, add_adapters, build_model, load_features, merge_adapters, pretrained_name
-from gzpaper.train import Input, Spec, Training, fit, load_weights, save_weights, split_rows
+from gzpaper.spec import Spec, split_rows
+from gzpaper.train import Training, fit
 from gzpaper.tree import InputError
+from gzpaper.weights import Input, load_weights, save_weights
 
 CASES = [("vgg7", 1, "sigmoid"), ("vgg7", 17, "tree_softmax"), ("vgg7", 75, "tree_relu"), ("vgg11", 33, "tree_relu"),
          ("vgg16", 95, "tree_softmax"), ("resnet50", 33, "tree_softmax"), ("resnet50", 95, "tree_relu"), ("resnet50_lora", 47, "tree_relu")]

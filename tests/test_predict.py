@@ -14,23 +14,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
-from gzpaper import predict
-from gzpaper.baselines import training_mean
-from gzpaper.chain import root
-from gzpaper.data import CROP, Images, decode, read_labels, read_table, scale_area
-from gzpaper.predict import (
-    Ensemble,
-    at_scale,
-    check_submission,
-    predict_folder,
-    predict_images,
-    read_predictions,
-    release,
-    released,
-    write_predictions,
-)
-from gzpaper.train import Spec, load_weights, read_header, save_weights
+from gzpaper import catalogue, predict, weights
+from gzpaper.catalogue import check_submission, predict_folder
+from gzpaper.data import read_labels, read_table
+from gzpaper.images import CROP, Images, decode, scale_area
+from gzpaper.paper import root
+from gzpaper.predict import Ensemble, at_scale, predict_images, read_predictions, write_predictions
+from gzpaper.scores import training_mean
+from gzpaper.spec import Spec
 from gzpaper.tree import COLUMNS, InputError, predictions_table
+from gzpaper.weights import load_weights, read_header, release, released, save_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from loader import SMAPS, copies, in_fresh_process, private_memory
@@ -109,17 +102,17 @@ def test_shares_make_one_table(mock_folder, members, tmp_path, parts_of_eight):
 
 def test_two_shares_end_at_once(mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
     "Both find all parts there; the second to write finds that the first has."
-    predict_parts = predict._predict_parts
+    predict_parts = catalogue._predict_parts
 
     def share(number: int):
         return predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(number, 2), **FEW)
 
     def slowly(*arguments):
         predict_parts(*arguments)
-        monkeypatch.setattr(predict, "_predict_parts", predict_parts)
+        monkeypatch.setattr(catalogue, "_predict_parts", predict_parts)
         assert share(2) == (N, 0)
 
-    monkeypatch.setattr(predict, "_predict_parts", slowly)
+    monkeypatch.setattr(catalogue, "_predict_parts", slowly)
     assert share(1) == (N, 0)
     assert_whole(tmp_path)
 
@@ -219,7 +212,8 @@ def fits_file(arrays: list[np.ndarray], compressed: bool = False) -> bytes:
 
 
 def test_fits_bands_look_like_the_mocks_that_were_made_to_look_like_the_challenge():
-    from gzpaper.mock import _BAND_WEIGHTS, stretch
+    from gzpaper.images import _BAND_WEIGHTS
+    from gzpaper.mock import stretch
 
     light = next(light for light in map(light_of, range(20)) if light.shape[1] >= CROP)
     edge = (light.shape[1] - CROP) // 2
@@ -293,7 +287,7 @@ def test_no_astropy(tmp_path, weights, cli, monkeypatch):
 
 
 def test_no_released_weights(mock_folder, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(predict, "released", list)
+    monkeypatch.setattr(weights, "released", list)
     cli("predict", mock_folder / IMAGES, "--out", tmp_path / "o.csv").refused("comes without weights", "--weights")
 
 
@@ -328,7 +322,7 @@ def test_released_weights(scores, tmp_path, mock_folder, cli, monkeypatch):
         assert {p.dtype.itemsize for p in load_weights(file)[0].parameters()} == {4}
         card = file.with_suffix(".md").read_text()
         assert "| rmse | 0.084123 |" in card and "| n | 6500 |" in card and "mock" not in card and "twins" in card
-    monkeypatch.setattr(predict, "released_folder", lambda: out)
+    monkeypatch.setattr(weights, "released_folder", lambda: out)
     assert released() == files
     assert cli("predict", mock_folder / IMAGES, "--out", tmp_path / "o.csv", "--rotations", 1).code == 0
     expected = predict_images(files, mock_folder / IMAGES, 1, progress=False)
@@ -348,7 +342,7 @@ def test_a_card_tells_how_a_network_has_learned():
     taught = about | {"begun_as": about["spec"] | {"epochs": 77}, "spec": about["spec"] | {"teacher": "a name"}}
     plain = about | {"begun_as": None, "spec": about["spec"] | {"teacher": ""}}
     words = "trained for 77 epochs", "mean of each label and a teacher's prediction"
-    assert all(w in predict.model_card(taught, {}) and w not in predict.model_card(plain, {}) for w in words)
+    assert all(w in weights.model_card(taught, {}) and w not in weights.model_card(plain, {}) for w in words)
 
 
 def test_the_cards_tell_the_published_scores():
@@ -359,7 +353,7 @@ def test_the_cards_tell_the_published_scores():
 
 
 def test_too_large_to_release(members, scores, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(predict, "LARGEST", 1000)
+    monkeypatch.setattr(weights, "LARGEST", 1000)
     cli("release", *members, "--scores", scores, "--out", tmp_path / "out").refused("2 files", "MiB", "release fewer")
     assert not (tmp_path / "out").exists()
 
@@ -391,7 +385,7 @@ def test_no_scores_to_release(members, tmp_path, cli):
 def test_the_package_holds_what_is_released():
     "Whatever weights there are load, are small, have a card, and are in the package's files."
     files = released()
-    assert sum(f.stat().st_size for f in files) <= predict.LARGEST
+    assert sum(f.stat().st_size for f in files) <= weights.LARGEST
     for file in files:
         load_weights(file)
         assert "twins" in file.with_suffix(".md").read_text()

@@ -8,10 +8,11 @@ import pytest
 from conftest import edit
 from PIL import Image
 
-from gzpaper import chain
-from gzpaper.chain import root
-from gzpaper.data import KaggleFolder, read_yaml
-from gzpaper.train import Spec
+from gzpaper import chain, press
+from gzpaper.data import KaggleFolder
+from gzpaper.files import read_yaml
+from gzpaper.paper import root
+from gzpaper.spec import Spec
 from gzpaper.tree import InputError
 
 
@@ -24,7 +25,7 @@ def test_no_figure_is_cut_off(path):
 
 def test_publish_refuses_mock_galaxies(smoke):
     with pytest.raises(InputError, match="mock galaxies"):
-        chain.publish("smoke")
+        press.publish("smoke")
     assert not (smoke / "figures").exists()
 
 
@@ -35,20 +36,20 @@ def test_publish_and_check(smoke):
     (folder / "truth.csv").unlink()
     assert not KaggleFolder(folder).is_mock
     chain.reproduce("smoke", folder)
-    chain.publish("smoke", folder)
+    press.publish("smoke", folder)
     assert list(smoke.glob("paper/runs/*/test-16.parquet"))
     assert (smoke / "paper/report.pdf").read_bytes() == (smoke / "runs/smoke/report.pdf").read_bytes()
-    assert chain.check("smoke", folder) == []
+    assert press.check("smoke", folder) == []
     assert len(pd.read_csv(smoke / "data/sample.csv")) == chain.read_profile("smoke")["mock_galaxies"]
     assert (smoke / "paper/studies/small.journal").stat().st_size < 2**20
     assert Spec.from_dict(read_yaml(smoke / "paper/params/small.yaml")).epochs == 2
-    assert chain.changed_runs() == []
+    assert press.changed_runs() == []
     edit(smoke / "gzpaper/train.py", "RECIPE = 1", "RECIPE  = 1")
-    assert len(chain.changed_runs()) == len(list((smoke / "paper/runs").iterdir()))
+    assert len(press.changed_runs()) == len(list((smoke / "paper/runs").iterdir()))
     edit(next(smoke.glob("paper/tables/03_scores.csv")), "VGG7,0.", "VGG7,0.1")
-    assert chain._differences(smoke / "paper/tables", smoke / "runs/smoke/tables") == ["tables/03_scores.csv differs"]
+    assert press._differences(smoke / "paper/tables", smoke / "runs/smoke/tables") == ["tables/03_scores.csv differs"]
     run = next((smoke / "paper/runs").iterdir())
     run.rename(run.with_name("0" * 16))
-    broken, unreported = chain.check("smoke", smoke / "nowhere")
+    broken, unreported = press.check("smoke", smoke / "nowhere")
     assert broken == f"runs/{'0' * 16} is not the run that its spec.json describes"
     assert run.name in unreported, "the report quotes what each run was trained on"

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from conftest import write_untrained
 
-from gzpaper.chain import root
-from gzpaper.data import CROP, Images, KaggleFolder, decode, label_digests, pixel_digest, read_table, split, write_sample
+from gzpaper.data import KaggleFolder, label_digests, read_table, split, write_sample
+from gzpaper.images import CROP, Images, decode, pixel_digest
+from gzpaper.paper import root
 from gzpaper.predict import predict_images
 from gzpaper.tree import COLUMNS, check_labels
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gzpaper import chain
-from gzpaper.baselines import CHALLENGE_MEAN, LEADERBOARD
-from gzpaper.data import read_yaml
+from gzpaper import paper
+from gzpaper.files import read_yaml
+from gzpaper.report import _compile, stage_report
+from gzpaper.scores import CHALLENGE_MEAN, LEADERBOARD
 from gzpaper.tree import InputError
 
 typst = pytest.importorskip("typst", reason="the report needs typst: install gzpaper[paper]")
-SOURCE = (chain.root() / "paper/report.typ").read_text()
+SOURCE = (paper.root() / "paper/report.typ").read_text()
 UNITS = "%|galax|epoch|minute|hour|seed|px|view|vote|volunteer|question|network|million|training|trial|fold|core"
 TYPED = re.compile(rf"\d+[.,]\d+(?!\d*(?:pt|fr))|(?<![\w.-])(?!20[012]\d\b)\d{{3,}}\b|(?<![\w-])\d+\s*(?:{UNITS})")
 
@@ -32,14 +33,14 @@ def stage(tmp_path, monkeypatch) -> Path:
     "What the report of the published results is compiled from."
     monkeypatch.setenv("GZPAPER_RUNS", str(tmp_path / "runs"))
     (tmp_path / "stage").mkdir()
-    inputs = chain.stage_report(chain.published_profile(), tmp_path / "stage")
+    inputs = stage_report(paper.published_profile(), tmp_path / "stage")
     (tmp_path / "stage/inputs.json").write_text(json.dumps(inputs))
     return tmp_path / "stage"
 
 
 def made(stage: Path) -> bytes:
     "The PDF."
-    return chain._compile(stage, json.loads((stage / "inputs.json").read_text()))
+    return _compile(stage, json.loads((stage / "inputs.json").read_text()))
 
 
 def told(stage: Path, label: str) -> list:
@@ -79,8 +80,8 @@ def test_no_semicolon_is_lost():
 
 
 def test_every_quoted_number_has_a_source_and_is_used():
-    quoted = read_yaml(chain.root() / "paper/quoted.yaml")
-    keys = re.findall(r"^@\w+\{(\w+),", (chain.root() / "paper/references.bib").read_text(), re.MULTILINE)
+    quoted = read_yaml(paper.root() / "paper/quoted.yaml")
+    keys = re.findall(r"^@\w+\{(\w+),", (paper.root() / "paper/references.bib").read_text(), re.MULTILINE)
     sources = {entry["source"] for name, entry in quoted.items() if name not in ("published", "brief")}
     assert sources | {entry["source"] for entry in quoted["published"]} <= {*keys, "computed"}
     assert [name for name in quoted if f'quoted("{name}"' not in SOURCE] == []
@@ -88,15 +89,15 @@ def test_every_quoted_number_has_a_source_and_is_used():
 
 
 def test_the_package_compares_with_the_quoted_numbers():
-    quoted = read_yaml(chain.root() / "paper/quoted.yaml")
+    quoted = read_yaml(paper.root() / "paper/quoted.yaml")
     assert (min(LEADERBOARD.values()), CHALLENGE_MEAN) == (quoted["winner"]["value"], quoted["training_mean"]["value"])
     assert {quoted["third"]["value"], quoted["fourth"]["value"]} <= set(LEADERBOARD.values())
 
 
 def test_every_reference_is_cited():
-    keys = re.findall(r"^@\w+\{(\w+),", (chain.root() / "paper/references.bib").read_text(), re.MULTILINE)
+    keys = re.findall(r"^@\w+\{(\w+),", (paper.root() / "paper/references.bib").read_text(), re.MULTILINE)
     cited = {*re.findall(r"@(\w+)", SOURCE), *re.findall(r"cite\(<(\w+)>", SOURCE)}
-    cited |= {entry["source"] for entry in read_yaml(chain.root() / "paper/quoted.yaml")["published"]}
+    cited |= {entry["source"] for entry in read_yaml(paper.root() / "paper/quoted.yaml")["published"]}
     assert [key for key in keys if key not in cited] == []
 
 
@@ -115,7 +116,7 @@ def test_the_same_numbers_give_the_same_bytes(stage):
 
 
 def test_the_published_report_is_of_the_published_numbers(stage):
-    published = chain.root() / "paper/report.pdf"
+    published = paper.root() / "paper/report.pdf"
     if not published.exists():
         pytest.skip("paper/report.pdf is not there yet: `make publish PROFILE=sample` writes it")
     assert published.read_bytes() == made(stage)
@@ -222,12 +223,12 @@ def test_sections_outside_of_the_chain_are_left_out(stage):
 
 def test_report_command(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("GZPAPER_RUNS", str(tmp_path))
-    done = cli("report", "--profile", chain.published_profile())
-    assert done.code == 0 and (tmp_path / chain.published_profile() / "report.pdf").read_bytes().startswith(b"%PDF")
+    done = cli("report", "--profile", paper.published_profile())
+    assert done.code == 0 and (tmp_path / paper.published_profile() / "report.pdf").read_bytes().startswith(b"%PDF")
     cli("report", "--profile", "smoke").refused("smoke", "nothing to report", "gzpaper reproduce --profile smoke")
     monkeypatch.setitem(sys.modules, "typst", None)
-    shutil.rmtree(tmp_path / chain.published_profile())
-    cli("report", "--profile", chain.published_profile()).refused("typst", "pip install")
+    shutil.rmtree(tmp_path / paper.published_profile())
+    cli("report", "--profile", paper.published_profile()).refused("typst", "pip install")
     assert not list(tmp_path.rglob("*report*"))
 
 

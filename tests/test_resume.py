@@ -16,8 +16,9 @@ import torch
 from conftest import toy_galaxies
 
 import gzpaper.train
-from gzpaper.data import atomic
-from gzpaper.train import Spec, fit
+from gzpaper.files import atomic
+from gzpaper.spec import Spec
+from gzpaper.train import fit
 
 EPOCHS = 40
 pytestmark = pytest.mark.usefixtures("threads")

@@ -17,9 +17,24 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from gzpaper import chain, tune
-from gzpaper.data import read_yaml
-from gzpaper.train import Spec
+from gzpaper import paper, predict, tree, tune
+from gzpaper.files import read_yaml
+from gzpaper.space import Space, read_space
+from gzpaper.spec import Spec
+from gzpaper.study import (
+    Halving,
+    NumberedSampler,
+    completed,
+    defaults,
+    first_number,
+    open_storage,
+    open_study,
+    retry,
+    rounds_of,
+    storage_errors,
+    take_study,
+    trial_table,
+)
 
 SPACE = """
 model: vgg7
@@ -35,39 +50,37 @@ model_parameters: {width: {low: 2, high: 4}, hidden: 16}
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from gzpaper import tune
 
 where, data, folder, trials, victim = sys.argv[1:]
 folder, report = Path(folder), tune._report
 
 def noted(trial, value, step, steps):
     with open(folder / "epochs.log", "a") as log:
-        log.write(f"{tune.first_number(tune._frozen(trial))} {step} {os.getpid()}\\n")
+        log.write(f"{first_number(tune._frozen(trial))} {step} {os.getpid()}\\n")
     report(trial, value, step, steps)
     if int(victim):
         time.sleep(600)
 
 tune._report, tune.POLL_S = noted, 1
-space = tune.read_space(folder / "space.yaml")
+space = read_space(folder / "space.yaml")
 tuning = tune.Tuning(space, tune.galaxies_of(data, folder, 8, 8), folder, progress=False)
-study = tune.open_study("many", space, tune.open_storage(where, heartbeat_s=3), tuning.digest)
+study = open_study("many", space, open_storage(where, heartbeat_s=3), tuning.digest)
 tune.search(study, tuning, int(trials))
 """
 
 # `gzpaper tune`, which notes the weights that it predicts with after a training in full.
 NOTED_ROUND = """
 import os
-from gzpaper import tune
 from gzpaper.cli import main
 
-predict = tune.predict_held_out
+predict = predict.predict_held_out
 
 def noted(weights, *others):
     with open(os.environ["LOG"], "a") as log:
         log.write(f"{weights}\\n")
     return predict(weights, *others)
 
-tune.predict_held_out = noted
+predict.predict_held_out = noted
 main()
 """
 
@@ -101,9 +114,9 @@ def postgres():
     url = f"postgresql://gz@127.0.0.1:{port}/postgres"
     for left in range(100, -1, -1):
         try:
-            tune.open_storage(url)
+            open_storage(url)
             break
-        except tune.InputError:
+        except tree.InputError:
             assert left, "the server does not answer"
             time.sleep(0.2)
     yield url
@@ -136,11 +149,11 @@ def test_four_processes_on_postgres_and_one_is_killed(postgres, space_file, mock
     others = [start(postgres, mock_folder, tmp_path, 8) for _ in range(3)]
     victim.kill()
     finish(*others)
-    trials = tune.take_study(tune.open_storage(postgres), "many").trials
+    trials = take_study(open_storage(postgres), "many").trials
     assert [t.number for t in trials] == list(range(len(trials)))
     lost, = (t for t in trials if t.state == TrialState.FAIL)
-    again, = (t for t in trials if tune.retry.retry_history(t))
-    assert tune.retry.retry_history(again) == [lost.number] and again.params == lost.params
+    again, = (t for t in trials if retry.retry_history(t))
+    assert retry.retry_history(again) == [lost.number] and again.params == lost.params
     assert {t.state for t in trials if t != lost} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert 8 <= len(trials) - 1 <= 8 + 2  # each of three may have begun the last
     trained = [(trial, step) for trial, step, _ in epochs_of(tmp_path)]
@@ -150,7 +163,7 @@ def test_four_processes_on_postgres_and_one_is_killed(postgres, space_file, mock
 
 def test_four_processes_on_a_journal(space_file, mock_folder, tmp_path):
     finish(*[start(str(tmp_path / "study.journal"), mock_folder, tmp_path, 8) for _ in range(4)])
-    trials = tune.take_study(tune.open_storage(str(tmp_path / "study.journal"))).trials
+    trials = take_study(open_storage(str(tmp_path / "study.journal"))).trials
     assert [t.number for t in trials] == list(range(len(trials))) and 8 <= len(trials) <= 11
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     trained = [(trial, step) for trial, step, _ in epochs_of(tmp_path)]
@@ -174,8 +187,8 @@ def test_stopped_and_taken_up(space_file, mock_folder, tmp_path, cli):
     assert "the same command goes on" in said and stopped.returncode == 130, (stopped.returncode, said)
     done = cli(*arguments(space_file, mock_folder, out, "--trials", 3, "--seeds", 1))
     assert done.code == 0, done
-    study = tune.take_study(tune.open_storage(str(out / "study.db")))
-    again, = (t for t in study.trials if tune.retry.retry_history(t))
+    study = take_study(open_storage(str(out / "study.db")))
+    again, = (t for t in study.trials if retry.retry_history(t))
     assert again.state == TrialState.COMPLETE and len(study.trials) == 4 and "round 1" in study.user_attrs
     best = Spec.from_dict(read_yaml(out / "params.yaml"))
     assert (best.epochs, best.size, best.batch_size) == (2, 32, 12)
@@ -195,9 +208,9 @@ def test_a_transaction_is_not_broken_off(space_file, mock_folder, tmp_path, monk
         report(*told)
 
     monkeypatch.setattr(optuna.Trial, "report", report_and_stop)
-    space = tune.read_space(space_file)
+    space = read_space(space_file)
     tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path / "out", progress=False)
-    study = tune.open_study("a", space, tune.open_storage(str(tmp_path / "study.db")), tuning.digest)
+    study = open_study("a", space, open_storage(str(tmp_path / "study.db")), tuning.digest)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
         tune.search(study, tuning, 1, say=lambda line: None)
@@ -207,10 +220,10 @@ def test_a_transaction_is_not_broken_off(space_file, mock_folder, tmp_path, monk
 
 
 def test_same_seed_same_trials(space_file, mock_folder, tmp_path):
-    space, found = tune.read_space(space_file), []
+    space, found = read_space(space_file), []
     for name in ("a", "b"):
         tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path / name, seed=3, progress=False)
-        study = tune.open_study(name, space, tune.open_storage(str(tmp_path / f"{name}.journal")), tuning.digest, seed=3)
+        study = open_study(name, space, open_storage(str(tmp_path / f"{name}.journal")), tuning.digest, seed=3)
         tune.search(study, tuning, 4, say=lambda line: None)
         found.append([(t.params, t.intermediate_values, t.state) for t in study.trials])
     assert found[0] == found[1]
@@ -218,9 +231,9 @@ def test_same_seed_same_trials(space_file, mock_folder, tmp_path):
 
 def test_folds(space_file, mock_folder, tmp_path):
     "With folds a trial's value is their mean, and a fold is a step."
-    space = tune.read_space(space_file)
+    space = read_space(space_file)
     tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, folds=2, progress=False)
-    study = tune.open_study("folds", space, tune.open_storage(str(tmp_path / "study.db")), tuning.digest, folds=2)
+    study = open_study("folds", space, open_storage(str(tmp_path / "study.db")), tuning.digest, folds=2)
     tune.search(study, tuning, 1, say=lambda line: None)
     assert sorted(study.trials[0].intermediate_values) == [1, 2] and study.trials[0].value == study.trials[0].intermediate_values[2]
     assert study.trials[0].user_attrs["epochs"] == 6
@@ -228,7 +241,7 @@ def test_folds(space_file, mock_folder, tmp_path):
 
 def test_whole_number_ends_of_a_real_parameter(tmp_path):
     (tmp_path / "space.yaml").write_text(SPACE + "weight_decay: {low: 0, high: 1}")
-    assert isinstance(tune.read_space(tmp_path / "space.yaml").searched["weight_decay"], optuna.distributions.FloatDistribution)
+    assert isinstance(read_space(tmp_path / "space.yaml").searched["weight_decay"], optuna.distributions.FloatDistribution)
 
 
 def test_two_processes_share_a_round(space_file, mock_folder, tmp_path):
@@ -238,8 +251,8 @@ def test_two_processes_share_a_round(space_file, mock_folder, tmp_path):
     told = os.environ | {"OMP_NUM_THREADS": "1", "LOG": str(tmp_path / "predicted.log")}
     finish(*[subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=told) for _ in range(2)])
     assert read_yaml(tmp_path / "out/params.yaml")["model"] == "vgg7"
-    study = tune.take_study(tune.open_storage(str(tmp_path / "s.journal")))
-    held, = tune.rounds_of(study)
+    study = take_study(open_storage(str(tmp_path / "s.journal")))
+    held, = rounds_of(study)
     weights = [str(path) for path in (tmp_path / "out/space").glob("round-1-*/weights.safetensors")]
     assert len(weights) == len(held["rmse"]) and not list((tmp_path / "out/space").rglob("checkpoint.pt"))
     assert sorted((tmp_path / "predicted.log").read_text().splitlines()) == sorted(weights)
@@ -256,10 +269,10 @@ def test_rounds_that_would_no_longer_be_held_are_forgotten(space_file, monkeypat
 
     monkeypatch.setattr(tune, "search", lambda *_: None)
     monkeypatch.setattr(tune, "hold_round", held)
-    study, tuning = optuna.create_study(), tune.Tuning(tune.read_space(space_file), None, Path("none"))
-    assert tune.tune(study, tuning, 3, rounds=2).name == "trial-2" and len(tune.rounds_of(study)) == 2
+    study, tuning = optuna.create_study(), tune.Tuning(read_space(space_file), None, Path("none"))
+    assert tune.tune(study, tuning, 3, rounds=2).name == "trial-2" and len(rounds_of(study)) == 2
     lows[0] = -0.1
-    assert tune.tune(study, tuning, 4, rounds=2).name == "trial-1" and [h["best"] for h in tune.rounds_of(study)] == ["trial-1"]
+    assert tune.tune(study, tuning, 4, rounds=2).name == "trial-1" and [h["best"] for h in rounds_of(study)] == ["trial-1"]
     assert tune.is_finished(study, 4, 2, 2)
 
 
@@ -272,10 +285,10 @@ def test_killed_on_a_journal(space_file, mock_folder, tmp_path, cli, monkeypatch
         time.sleep(0.2)
     victim.kill()
     victim.wait()
-    space, storage = tune.read_space(space_file), tune.open_storage("out/study.journal")
+    space, storage = read_space(space_file), open_storage("out/study.journal")
     tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, progress=False)
-    study = tune.open_study("many", space, storage, tuning.digest)
-    with pytest.raises(tune.InputError, match="trials 0 were left behind.*--enqueue-stale"):
+    study = open_study("many", space, storage, tuning.digest)
+    with pytest.raises(tree.InputError, match="trials 0 were left behind.*--enqueue-stale"):
         tune.search(study, tuning, 1)
     tune.enqueue(study, tune.stale(study, tmp_path))
     assert "worker" not in study.trials[1].user_attrs
@@ -286,7 +299,7 @@ def test_killed_on_a_journal(space_file, mock_folder, tmp_path, cli, monkeypatch
 
 def test_whose_process_has_died(space_file, tmp_path):
     "On a journal: not one that is older than the trial, unless it is this one, which is at none while it looks."
-    study = tune.open_study("one", tune.read_space(space_file), tune.open_storage(str(tmp_path / "study.journal")))
+    study = open_study("one", read_space(space_file), open_storage(str(tmp_path / "study.journal")))
     trial = study.ask()
     time.sleep(1.1)  # Linux tells when it was started in whole seconds
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as younger:
@@ -297,8 +310,8 @@ def test_whose_process_has_died(space_file, tmp_path):
 
 
 def test_a_silent_trial_in_a_database_is_shown_as_stale(space_file, tmp_path):
-    space = tune.read_space(space_file)
-    study = tune.open_study("one", space, tune.open_storage(str(tmp_path / "study.db"), heartbeat_s=1))
+    space = read_space(space_file)
+    study = open_study("one", space, open_storage(str(tmp_path / "study.db"), heartbeat_s=1))
     trial = study.ask()
     trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
     study._storage.record_heartbeat(trial._trial_id)
@@ -313,31 +326,31 @@ def test_two_studies_in_one_folder(space_file, mock_folder, tmp_path, cli):
     assert cli(*run).code == 0
     space_file.write_text(SPACE.replace("hidden: 16", "hidden: 32"))
     assert cli(*run, "--name", "second").code == 0
-    a, b = (tune.take_study(tune.open_storage(str(tmp_path / "out/study.db")), name) for name in ("space", "second"))
-    assert tune.rounds_of(a)[0]["rmse"]["default"] != tune.rounds_of(b)[0]["rmse"]["default"]
+    a, b = (take_study(open_storage(str(tmp_path / "out/study.db")), name) for name in ("space", "second"))
+    assert rounds_of(a)[0]["rmse"]["default"] != rounds_of(b)[0]["rmse"]["default"]
     (tmp_path / "out/study.db").unlink()
     cli(*run, "--name", "space").refused("other parameters", "name another folder")
 
 
 def test_a_journal_that_a_full_disk_has_cut_off(space_file, tmp_path):
-    space, path = tune.read_space(space_file), tmp_path / "study.journal"
-    tune.open_study("cut", space, tune.open_storage(str(path)))
+    space, path = read_space(space_file), tmp_path / "study.journal"
+    open_study("cut", space, open_storage(str(path)))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code":4,"worker')
-    assert tune.take_study(tune.open_storage(str(path))).study_name == "cut" and path.read_bytes() == whole
+    assert take_study(open_storage(str(path))).study_name == "cut" and path.read_bytes() == whole
 
 
 def test_a_journal_in_which_another_process_went_on_behind_a_cut(space_file, tmp_path):
     "Nothing that was written whole is lost, and a process that reads the cut says so in a line."
-    space, path = tune.read_space(space_file), tmp_path / "study.journal"
-    other = tune.open_study("cut", space, tune.open_storage(str(path)))
+    space, path = read_space(space_file), tmp_path / "study.journal"
+    other = open_study("cut", space, open_storage(str(path)))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code":4,"worker')
-    with pytest.raises(tune.InputError, match="study 'cut' cannot be read or written"), tune.storage_errors("cut"):
+    with pytest.raises(tree.InputError, match="study 'cut' cannot be read or written"), storage_errors("cut"):
         for value in range(3):
             other.set_user_attr("value", value)
     written = path.read_bytes()[len(whole):].removeprefix(b'{"op_code":4,"worker')
-    assert tune.take_study(tune.open_storage(str(path))).user_attrs["value"] == written.count(b"value") - 1 >= 0
+    assert take_study(open_storage(str(path))).user_attrs["value"] == written.count(b"value") - 1 >= 0
     assert path.read_bytes() == whole + written
 
 
@@ -354,8 +367,8 @@ def test_the_pruner_saves_epochs_and_keeps_the_best():
         return value
 
     found = {}
-    for name, pruner in (("pruned", tune.Halving(27)), ("whole", optuna.pruners.NopPruner())):
-        study = optuna.create_study(sampler=tune.NumberedSampler(0, {"rate": 5.0}), pruner=pruner)
+    for name, pruner in (("pruned", Halving(27)), ("whole", optuna.pruners.NopPruner())):
+        study = optuna.create_study(sampler=NumberedSampler(0, {"rate": 5.0}), pruner=pruner)
         study.optimize(learn, n_trials=40)
         found[name] = sum(t.last_step for t in study.trials), study.best_value
     assert found["pruned"][0] < 0.6 * found["whole"][0]
@@ -363,31 +376,31 @@ def test_the_pruner_saves_epochs_and_keeps_the_best():
 
 
 def test_a_training_that_fails_counts_as_pruned(space_file, mock_folder, tmp_path):
-    space = tune.read_space(space_file)
+    space = read_space(space_file)
     searched = {"weight_decay": optuna.distributions.FloatDistribution(0.0, 0.1)}
-    wild = tune.Space(space.fixed | {"learning_rate": 1e30, "clip": 1e30, "optimiser": "sgd"}, searched, 2)
+    wild = Space(space.fixed | {"learning_rate": 1e30, "clip": 1e30, "optimiser": "sgd"}, searched, 2)
     tuning = tune.Tuning(wild, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, progress=False)
-    study = tune.open_study("wild", wild, tune.open_storage(str(tmp_path / "study.db")), tuning.digest)
+    study = open_study("wild", wild, open_storage(str(tmp_path / "study.db")), tuning.digest)
     tune.search(study, tuning, 2, say=lambda line: None)
     assert [t.state for t in study.trials] == [TrialState.PRUNED] * 2
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "paper/search").glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_committed_space_can_be_searched(path):
-    space = tune.read_space(path)
-    assert space.spec(tune.defaults(space)).epochs == space.fixed["epochs"] <= space.full_epochs
+    space = read_space(path)
+    assert space.spec(defaults(space)).epochs == space.fixed["epochs"] <= space.full_epochs
 
 
 def test_committed_parameters_are_those_of_the_committed_studies(tmp_path):
-    found = {path.stem for path in (chain.root() / "paper/params").glob("*.yaml")}
-    assert found == {path.stem for path in (chain.root() / "paper/studies").glob("*.journal")}
-    rounds = read_yaml(chain.root() / f"paper/profiles/{chain.published_profile()}.yaml")["rounds"]
+    found = {path.stem for path in (paper.root() / "paper/params").glob("*.yaml")}
+    assert found == {path.stem for path in (paper.root() / "paper/studies").glob("*.journal")}
+    rounds = read_yaml(paper.root() / f"paper/profiles/{paper.published_profile()}.yaml")["rounds"]
     for name in found:
-        study = tune.take_study(tune.open_storage(shutil.copy(chain.root() / f"paper/studies/{name}.journal", tmp_path)))
-        held = tune.rounds_of(study)[:rounds][-1]
-        space = tune.read_space(chain.root() / f"paper/search/{name}.yaml")
+        study = take_study(open_storage(shutil.copy(paper.root() / f"paper/studies/{name}.journal", tmp_path)))
+        held = rounds_of(study)[:rounds][-1]
+        space = read_space(paper.root() / f"paper/search/{name}.yaml")
         wanted = space.spec(held["candidates"][held["best"]], epochs=space.full_epochs)
-        assert Spec.from_dict(read_yaml(chain.root() / f"paper/params/{name}.yaml")) == wanted
+        assert Spec.from_dict(read_yaml(paper.root() / f"paper/params/{name}.yaml")) == wanted
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -457,12 +470,12 @@ def test_a_database_that_cannot_be_written(space_file, mock_folder, tmp_path, cl
 
 def test_values_that_do_not_go_together_count_as_pruned(space_file, mock_folder, tmp_path):
     space_file.write_text(SPACE.replace("batch_size: 12", "batch_size: [4, 12]\naccumulate: [1, 4]"))
-    space = tune.read_space(space_file)
+    space = read_space(space_file)
     tuning = tune.Tuning(space, tune.galaxies_of(mock_folder, tmp_path, 8, 8), tmp_path, progress=False)
-    study = tune.open_study("some", space, tune.open_storage(str(tmp_path / "study.journal")), tuning.digest)
+    study = open_study("some", space, open_storage(str(tmp_path / "study.journal")), tuning.digest)
     study.enqueue_trial({"batch_size": 4, "accumulate": 4})
     tune.search(study, tuning, 1, say=lambda line: None)
-    assert study.trials[0].state == TrialState.PRUNED and len(tune.trial_table(study)) == 0
+    assert study.trials[0].state == TrialState.PRUNED and len(trial_table(study)) == 0
 
 
 def test_a_study_of_another_space(space_file, mock_folder, tmp_path, cli):
@@ -485,4 +498,4 @@ def test_a_disk_that_fills(space_file, mock_folder, tmp_path, gzpaper):
     gzpaper(*run, preexec_fn=short_of_room).refused("cannot be")
     done = gzpaper(*run)
     assert done.code == 0, done
-    assert len(tune.completed(tune.take_study(tune.open_storage(str(tmp_path / "out/study.db"))))) >= 1
+    assert len(completed(take_study(open_storage(str(tmp_path / "out/study.db"))))) >= 1
