@@ -21,9 +21,9 @@ from .files import file_digest
 from .tree import COLUMNS, QUESTIONS, InputError, to_labels
 
 # %% auto #0
-__all__ = ['HEADS', 'SMALLEST', 'IMAGENET', 'MODELS', 'conv_block', 'dense_tail', 'Network', 'vgg7', 'vgg11', 'vgg16', 'resnet50',
-           'pretrained_name', 'load_features', 'resnet50_lora', 'add_adapters', 'merge_adapters', 'adapter_state',
-           'model_parameters', 'build_model', 'count_parameters', 'cost_table']
+__all__ = ['HEADS', 'MODELS', 'IMAGENET', 'conv_block', 'dense_tail', 'Network', 'network', 'model_parameters', 'build_model',
+           'vgg7', 'vgg11', 'vgg16', 'resnet50', 'resnet50_lora', 'add_adapters', 'merge_adapters', 'adapter_state',
+           'load_features', 'pretrained_name', 'count_parameters', 'cost_table']
 
 # %% ../nbs/08_models.ipynb #11a0799d
 def conv_block(
@@ -53,23 +53,25 @@ def dense_tail(
         nn.Dropout(dropout), nn.Linear(hidden, len(COLUMNS)),
     )
 
-# %% ../nbs/08_models.ipynb #55e522dd
-_OPEN = 1e-3  # what each answer has at least, against logits of the order of 1
+# %% ../nbs/08_models.ipynb #a286ac73
 _LARGEST = 1e30  # of a logit: a question's sum stays finite in float32, and a logit that has overflowed counts as this
 
 
-def _each_question(logits: torch.Tensor, shares: Callable) -> torch.Tensor:
-    "Answers that sum to 1 in each question, times the parent answer's label."
-    return to_labels(torch.cat([shares(logits[..., q.slice]) for q in QUESTIONS], dim=-1))
-
-# %% ../nbs/08_models.ipynb #e0847c03
 def _softmax(logits: torch.Tensor) -> torch.Tensor:  # [..., answers] to the same
     return torch.softmax(logits.clamp(-_LARGEST, _LARGEST), dim=-1)
 
-# %% ../nbs/08_models.ipynb #c217c646
+# %% ../nbs/08_models.ipynb #50795112
+_OPEN = 1e-3  # what each answer has at least, against logits of the order of 1
+
+
 def _relu_shares(logits: torch.Tensor) -> torch.Tensor:  # [..., answers] to the same
     open = logits.clamp(0, _LARGEST) + _OPEN
     return open / open.sum(-1, keepdim=True)
+
+# %% ../nbs/08_models.ipynb #4350df7b
+def _each_question(logits: torch.Tensor, shares: Callable) -> torch.Tensor:
+    "Answers that sum to 1 in each question, times the parent answer's label."
+    return to_labels(torch.cat([shares(logits[..., q.slice]) for q in QUESTIONS], dim=-1))
 
 # %% ../nbs/08_models.ipynb #da6e3451
 HEADS = {
@@ -78,7 +80,20 @@ HEADS = {
     "tree_relu": partial(_each_question, shares=_relu_shares),
 }
 
-# %% ../nbs/08_models.ipynb #d1da3658
+# %% ../nbs/08_models.ipynb #54c4ff4f
+def _open_answers(layer: nn.Linear):
+    "Start the last layer so that every logit is above 0."
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.constant_(layer.bias, 0.1)
+
+# %% ../nbs/08_models.ipynb #9a077b70
+def _keep_statistics(features: nn.Module):
+    "Keep batch norm's statistics as they are, in a network that is trained."
+    for layer in features.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+# %% ../nbs/08_models.ipynb #080d5030
 class Network(nn.Module):
     "Convolutions, a fully connected tail, a head."
 
@@ -91,16 +106,14 @@ class Network(nn.Module):
     ):
         super().__init__()
         self.features, self.tail, self.head, self.rank = features, tail, HEADS[head], rank
-        if head == "tree_relu":  # so that every answer starts open
-            nn.init.normal_(tail[-1].weight, std=0.01)
-            nn.init.constant_(tail[-1].bias, 0.1)
+        if head == "tree_relu":
+            _open_answers(tail[-1])
 
     def train(self, mode: bool = True) -> Network:
         "Training or evaluation mode; features under adapters keep their batch norm statistics in both."
         super().train(mode)
-        for layer in self.features.modules() if self.rank else ():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
+        if self.rank:
+            _keep_statistics(self.features)
         return self
 
     def forward(
@@ -111,7 +124,67 @@ class Network(nn.Module):
         logits = self.tail(self.features(images.to(self.tail[-1].weight.dtype)))
         return self.head(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
-# %% ../nbs/08_models.ipynb #a493724f
+# %% ../nbs/08_models.ipynb #e3971a5e
+MODELS = {}  # name: the function that builds the network, see `network`
+IMAGENET = {}  # name: torchvision's weights that fit the network's features
+
+
+def network(
+    build: Callable | None = None,  # takes the input's size in px, and parameters that all have a default; gives a `Network`
+    *,
+    imagenet: str = "",  # torchvision's name of the ImageNet weights that fit its features
+) -> Callable:  # `build` as it is
+    "A decorator that makes a network known by the name of the function that builds it."
+    if build is None:
+        return partial(network, imagenet=imagenet)
+    MODELS[build.__name__] = build
+    if imagenet:
+        IMAGENET[build.__name__] = imagenet
+    return build
+
+# %% ../nbs/08_models.ipynb #84efe533
+_COUNT = (lambda value: value >= 1, "1 or more")
+_LIMITS = {  # name of a parameter: whether it takes a value, and which it takes in words
+    "width": _COUNT, "depth": _COUNT, "hidden": _COUNT, "rank": _COUNT,
+    "stem_stride": (lambda value: value in (4, 2, 1), "4, 2 or 1"),
+    "dropout": (lambda value: 0 <= value < 1, "a probability from 0 to below 1"),
+}
+
+
+def _check_limits(parameters: dict):
+    for name, (takes, words) in _LIMITS.items():
+        if name in parameters and not takes(parameters[name]):
+            raise InputError(f"{name} is {parameters[name]}: it takes {words}")
+
+# %% ../nbs/08_models.ipynb #06498c9d
+def model_parameters(
+    name: str,  # one of MODELS
+    given: dict,  # some of its parameters, the input size apart
+) -> dict:  # all of them
+    "A model's parameters with its defaults filled in. Raises `InputError` for a name or a value that cannot be."
+    if name not in MODELS:
+        raise InputError(f"there is no model '{name}': choose one of {', '.join(MODELS)}")
+    known = {p.name: p.default for p in inspect.signature(MODELS[name]).parameters.values() if p.name != "size"}
+    for unknown in given.keys() - known.keys():
+        raise InputError(f"model {name} has no parameter '{unknown}': choose from {', '.join(known)}")
+    filled = known | given
+    if "head" in filled and filled["head"] not in HEADS:
+        raise InputError(f"there is no head '{filled['head']}': choose one of {', '.join(HEADS)}")
+    _check_limits(filled)
+    return filled
+
+# %% ../nbs/08_models.ipynb #a3d9a634
+def build_model(
+    name: str,  # one of MODELS
+    size: int = 64,  # px of the input
+    **parameters,  # of the model
+) -> Network:
+    "A network by name. Raises `InputError` for a name or a parameter that is not known, or a size that it cannot take."
+    filled = model_parameters(name, parameters)
+    return MODELS[name](size=size, **filled)
+
+# %% ../nbs/08_models.ipynb #df3d76ff
+@network
 def vgg7(
     size: int = 64,  # px of the input
     width: int = 32,  # channels of the first block
@@ -129,13 +202,15 @@ def vgg7(
         inputs, size = outputs, size // 2 if size > 2 else size
     return Network(nn.Sequential(*blocks), dense_tail(inputs * size * size, hidden, dropout, batch_norm), head)
 
-# %% ../nbs/08_models.ipynb #29815417
-SMALLEST = 32  # px: five halvings
+# %% ../nbs/08_models.ipynb #8cb8ad03
+_HALVINGS = 5
+_IN_WORDS = {3: "three", 4: "four", 5: "five"}
 
-# %% ../nbs/08_models.ipynb #c83a1b24
-def _five_halvings(name: str, size: int):
-    if size < SMALLEST:
-        raise InputError(f"{name} halves its input five times and cannot take {size} px: use a size of {SMALLEST} px or more")
+
+def _check_size(name: str, size: int, halvings: int = _HALVINGS):
+    if size < 2**halvings:
+        raise InputError(f"{name} halves its input {_IN_WORDS[halvings]} times and cannot take {size} px: "
+                         f"use a size of {2**halvings} px or more")
 
 # %% ../nbs/08_models.ipynb #d76a551b
 def _torchvision():
@@ -144,15 +219,16 @@ def _torchvision():
 
     return models
 
-# %% ../nbs/08_models.ipynb #e7dca0c4
+# %% ../nbs/08_models.ipynb #18a76f1a
 def _torchvision_vgg(name: str, size: int, hidden: int, dropout: float, head: str) -> Network:
     "The convolutions of one of torchvision's VGGs, their last map brought to at most 2 x 2."
-    _five_halvings(name, size)
-    side = min(2, size // SMALLEST)
+    _check_size(name, size)
+    side = min(2, size // 2**_HALVINGS)
     features = nn.Sequential(*getattr(_torchvision(), f"{name}_bn")().features, nn.AdaptiveAvgPool2d(side))
     return Network(features, dense_tail(512 * side * side, hidden, dropout), head)
 
-# %% ../nbs/08_models.ipynb #c6541d90
+# %% ../nbs/08_models.ipynb #67380fb0
+@network(imagenet="VGG11_BN_Weights")
 def vgg11(
     size: int = 64,  # px of the input
     hidden: int = 512,  # units of the tail's hidden layer
@@ -162,7 +238,8 @@ def vgg11(
     "VGG11 with batch norm. Raises `InputError` for an input below 32 px."
     return _torchvision_vgg("vgg11", size, hidden, dropout, head)
 
-# %% ../nbs/08_models.ipynb #b3921a1f
+# %% ../nbs/08_models.ipynb #f11ad0de
+@network(imagenet="VGG16_BN_Weights")
 def vgg16(
     size: int = 64,  # px of the input
     hidden: int = 512,  # units of the tail's hidden layer
@@ -172,83 +249,45 @@ def vgg16(
     "VGG16 with batch norm. Raises `InputError` for an input below 32 px."
     return _torchvision_vgg("vgg16", size, hidden, dropout, head)
 
-# %% ../nbs/08_models.ipynb #8d4f637c
+# %% ../nbs/08_models.ipynb #f85cd1d3
+def _set_stem(resnet: nn.Module, stride: int):
+    "Let the stem of one of torchvision's ResNets reduce a side of the map by 4, 2 or 1."
+    if stride < 4:
+        resnet.maxpool = nn.Identity()
+    if stride < 2:
+        resnet.conv1.stride = (1, 1)
+
+# %% ../nbs/08_models.ipynb #e633b532
+@network(imagenet="ResNet50_Weights")
 def resnet50(
     size: int = 64,  # px of the input
     hidden: int = 512,  # units of the tail's hidden layer
     dropout: float = 0.25,  # probability
     head: str = "sigmoid",  # one of HEADS
+    stem_stride: int = 4,  # px of the input per px of the map after the stem: 4 (as in the paper), 2 (no pooling) or 1 (no stride either)
 ) -> Network:
-    "ResNet-50. Raises `InputError` for an input below 32 px."
-    _five_halvings("resnet50", size)
+    "ResNet-50. Raises `InputError` for an input below 8 px times the stem's stride."
+    _check_limits({"stem_stride": stem_stride})
+    _check_size("resnet50", size, {4: _HALVINGS, 2: _HALVINGS - 1, 1: _HALVINGS - 2}[stem_stride])
     features = _torchvision().resnet50()
     features.fc = nn.Identity()
+    _set_stem(features, stem_stride)
     return Network(features, dense_tail(2048, hidden, dropout), head)
 
-# %% ../nbs/08_models.ipynb #8e51970f
-IMAGENET = {"vgg11": "VGG11_BN_Weights", "vgg16": "VGG16_BN_Weights", "resnet50": "ResNet50_Weights", "resnet50_lora": "ResNet50_Weights"}
-
-# %% ../nbs/08_models.ipynb #e7049bb2
-def _imagenet(name: str) -> dict:
-    "torchvision's ImageNet weights of a network."
-    if name not in IMAGENET:
-        raise InputError(f"there are no ImageNet weights for {name}: choose one of {', '.join(IMAGENET)}, or a file")
-    try:
-        return getattr(_torchvision(), IMAGENET[name]).DEFAULT.get_state_dict(progress=True)
-    except (OSError, RuntimeError) as error:  # no connection, or a file that is not whole
-        raise InputError(f"ImageNet weights of {name} cannot be downloaded ({' '.join(str(error).split())}): "
-                         "name a file that has them with --pretrained PATH") from None
-
-# %% ../nbs/08_models.ipynb #1ae24c2c
-def _read_state(path: Path) -> dict:
-    "The tensors in a file of safetensors or of torch.save, read without running any code."
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    except Exception as error:  # a damaged file can make torch raise anything
-        raise InputError(f"{path} cannot be read as weights ({type(error).__name__}): fetch it again") from None
-
-# %% ../nbs/08_models.ipynb #e787dcf3
-def pretrained_name(
-    source: str,  # nothing, imagenet, or a file of weights
-) -> str:  # nothing, imagenet, or a digest of the file
-    "What a training's spec calls the weights that its features start from. Raises `InputError` for a file that is not there."
-    if source in ("", "imagenet"):
-        return source
-    if not Path(source).is_file():
-        raise InputError(f"{source} does not exist: name a file of weights, or imagenet")
-    return file_digest(source)
-
-# %% ../nbs/08_models.ipynb #0aaf329f
-def load_features(
-    network: Network,  # without adapters
-    name: str,  # one of MODELS
-    source: str | Path,  # imagenet, or a file of weights
-):
-    "Start a network's features from weights learned elsewhere. Raises `InputError` with the first that is missing or has another shape."
-    found = _imagenet(name) if str(source) == "imagenet" else _read_state(Path(source))
-    found = {key.removeprefix("features."): value for key, value in found.items()}
-    own = network.features.state_dict()
-    for key, value in own.items():
-        if key not in found and not key.endswith("num_batches_tracked"):  # older than torch 0.4.1, as torchvision's VGGs are
-            raise InputError(f"{source} has no weights {key}: it is not a {name}")
-        if found.get(key, value).shape != value.shape:
-            raise InputError(f"{source}: {key} has shape {list(found[key].shape)}, but {name} needs {list(value.shape)}: "
-                             "name the weights of the same network")
-    network.features.load_state_dict({key: found.get(key, value) for key, value in own.items()})
-
-# %% ../nbs/08_models.ipynb #1b85ea17
+# %% ../nbs/08_models.ipynb #639b6f7d
+@network(imagenet="ResNet50_Weights")
 def resnet50_lora(
     size: int = 64,  # px of the input
     hidden: int = 512,  # units of the tail's hidden layer
     dropout: float = 0.25,  # probability
     head: str = "sigmoid",  # one of HEADS
     rank: int = 8,  # of the adapters
+    stem_stride: int = 4,  # as `resnet50` takes it
 ) -> Network:
-    "ResNet-50 whose features are trained through LoRA adapters alone. Raises `InputError` for an input below 32 px."
-    network = resnet50(size, hidden, dropout, head)
-    network.rank = rank
-    return network
+    "ResNet-50 whose features are trained through LoRA adapters alone. Raises `InputError` for an input that `resnet50` does not take."
+    model = resnet50(size, hidden, dropout, head, stem_stride)
+    model.rank = rank
+    return model
 
 # %% ../nbs/08_models.ipynb #7962d0cd
 def add_adapters(network: Network):
@@ -281,39 +320,54 @@ def adapter_state(
     "What the training of a network with adapters has learned: adapters and tail."
     return {key: value for key, value in network.state_dict().items() if "lora_" in key or key.startswith("tail.")}
 
-# %% ../nbs/08_models.ipynb #00b97705
-MODELS = {"vgg7": vgg7, "vgg11": vgg11, "vgg16": vgg16, "resnet50": resnet50, "resnet50_lora": resnet50_lora}
+# %% ../nbs/08_models.ipynb #e7049bb2
+def _imagenet(name: str) -> dict:
+    "torchvision's ImageNet weights of a network."
+    if name not in IMAGENET:
+        raise InputError(f"there are no ImageNet weights for {name}: choose one of {', '.join(IMAGENET)}, or a file")
+    try:
+        return getattr(_torchvision(), IMAGENET[name]).DEFAULT.get_state_dict(progress=True)
+    except (OSError, RuntimeError) as error:  # no connection, or a file that is not whole
+        raise InputError(f"ImageNet weights of {name} cannot be downloaded ({' '.join(str(error).split())}): "
+                         "name a file that has them with --pretrained PATH") from None
 
-# %% ../nbs/08_models.ipynb #07eca735
-def model_parameters(
-    name: str,  # one of MODELS
-    given: dict,  # some of its parameters, the input size apart
-) -> dict:  # all of them
-    "A model's parameters with its defaults filled in. Raises `InputError` for a name or a value that cannot be."
-    if name not in MODELS:
-        raise InputError(f"there is no model '{name}': choose one of {', '.join(MODELS)}")
-    known = {p.name: p.default for p in inspect.signature(MODELS[name]).parameters.values() if p.name != "size"}
-    for unknown in given.keys() - known.keys():
-        raise InputError(f"model {name} has no parameter '{unknown}': choose from {', '.join(known)}")
-    filled = known | given
-    if filled["head"] not in HEADS:
-        raise InputError(f"there is no head '{filled['head']}': choose one of {', '.join(HEADS)}")
-    for key in ("width", "depth", "hidden", "rank"):
-        if filled.get(key, 1) < 1:
-            raise InputError(f"{key} is {filled[key]}: it takes 1 or more")
-    if not 0 <= filled["dropout"] < 1:
-        raise InputError(f"dropout is {filled['dropout']}: it takes a probability from 0 to below 1")
-    return filled
+# %% ../nbs/08_models.ipynb #1ae24c2c
+def _read_state(path: Path) -> dict:
+    "The tensors in a file of safetensors or of torch.save, read without running any code."
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    except Exception as error:  # a damaged file can make torch raise anything
+        raise InputError(f"{path} cannot be read as weights ({type(error).__name__}): fetch it again") from None
 
-# %% ../nbs/08_models.ipynb #a3d9a634
-def build_model(
+# %% ../nbs/08_models.ipynb #928133b4
+def load_features(
+    network: Network,  # without adapters
     name: str,  # one of MODELS
-    size: int = 64,  # px of the input
-    **parameters,  # of the model
-) -> Network:
-    "A network by name. Raises `InputError` for a name or a parameter that is not known, or a size that it cannot take."
-    filled = model_parameters(name, parameters)
-    return MODELS[name](size=size, **filled)
+    source: str | Path,  # imagenet, or a file of weights
+):
+    "Start a network's features from weights learned elsewhere. Raises `InputError` with the first that is missing or has another shape."
+    learned = _imagenet(name) if str(source) == "imagenet" else _read_state(Path(source))
+    learned = {key.removeprefix("features."): value for key, value in learned.items()}
+    own = network.features.state_dict()
+    for key, value in own.items():
+        if key not in learned and not key.endswith("num_batches_tracked"):  # older than torch 0.4.1, as torchvision's VGGs are
+            raise InputError(f"{source} has no weights {key}: it is not a {name}")
+        if learned.get(key, value).shape != value.shape:
+            raise InputError(f"{source}: {key} has shape {list(learned[key].shape)}, but {name} needs {list(value.shape)}: "
+                             "name the weights of the same network")
+    network.features.load_state_dict({key: learned.get(key, value) for key, value in own.items()})
+
+# %% ../nbs/08_models.ipynb #e787dcf3
+def pretrained_name(
+    source: str,  # nothing, imagenet, or a file of weights
+) -> str:  # nothing, imagenet, or a digest of the file
+    "What a training's spec calls the weights that its features start from. Raises `InputError` for a file that is not there."
+    if source in ("", "imagenet"):
+        return source
+    if not Path(source).is_file():
+        raise InputError(f"{source} does not exist: name a file of weights, or imagenet")
+    return file_digest(source)
 
 # %% ../nbs/08_models.ipynb #37f49009
 def count_parameters(model: nn.Module) -> int:

@@ -18,101 +18,67 @@ from .images import PixelStore
 from .tree import COLUMNS, QUESTIONS, InputError, align, predictions_table
 
 # %% auto #0
-__all__ = ['SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'read_scorable', 'scored', 'rmse', 'bootstrap_rmse', 'rmse_table',
-           'score_table', 'compare', 'mean_of_seeds', 'against_table', 'verdict', 'compare_folds', 'final_fall',
-           'all_ones', 'all_zeros', 'training_mean', 'central_pixel', 'benchmarks']
+__all__ = ['PARTS', 'SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'rmse', 'bootstrap_means', 'bootstrap_rmse', 'rmse_table',
+           'score_table', 'mean_of_seeds', 'compare', 'against_table', 'verdict', 'compare_folds', 'final_fall',
+           'all_ones', 'all_zeros', 'training_mean', 'central_pixel', 'benchmarks', 'read_scorable', 'scored']
 
-# %% ../nbs/06_scores.ipynb #56bbc8f0
-_ROUNDING = 1e-6  # by how much a prediction may leave [0, 1]
+# %% ../nbs/06_scores.ipynb #45c8033f
+def _root_mean(squares: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+    "The RMSE that squared errors make."
+    return np.sqrt(np.mean(squares, axis, dtype=np.float64))
 
-
-def _columns_of(path: Path) -> list[str]:
-    "A table's columns as they stand in its file, all but GalaxyID and the 37 left out."
-    names = pq.read_schema(path).names if path.suffix == ".parquet" else pd.read_csv(path, nrows=0).columns
-    return [name for name in names if name in ("GalaxyID", *COLUMNS)]
-
-# %% ../nbs/06_scores.ipynb #9f219d1a
-def read_scorable(
-    path: str | Path,  # a predictions table, .csv, .zip of one, or .parquet
-) -> pd.DataFrame:  # ascending by GalaxyID
-    "A predictions table that can be scored as it stands. Raises `InputError` with the first thing that is wrong."
-    table = read_table(path)
-    for i, (found, due) in enumerate(zip(_columns_of(Path(path)), ["GalaxyID", *COLUMNS]), 1):
-        if found != due:
-            raise InputError(f"{path}: column {i} is {found}, not {due}: put them in Kaggle's order, GalaxyID and Class1.1 to Class11.6")
-    check_ids(path, table)
-    values = table[COLUMNS].to_numpy(np.float64)
-    row, column = next(zip(*np.nonzero(~((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)))), (None, None))
-    if row is not None:
-        value = "empty" if np.isnan(values[row, column]) else f"{values[row, column]:g}, outside [0, 1]"
-        raise InputError(f"{path}, GalaxyID {table.GalaxyID[row]}, column {COLUMNS[column]} is {value}: correct or remove this row")
-    return table
-
-# %% ../nbs/06_scores.ipynb #083f2a4a
-def _check_galaxies(path: str | Path, table: pd.DataFrame, labels: str | Path, truth: pd.DataFrame, subset: bool):
-    "Raise `InputError` where a predictions table and the labels are not of the same galaxies."
-    missing, extra = np.setdiff1d(truth.GalaxyID, table.GalaxyID), np.setdiff1d(table.GalaxyID, truth.GalaxyID)
-    if len(missing) == len(truth):
-        raise InputError(f"{path} and {labels} have no GalaxyID in common: name the labels of the same galaxies")
-    if len(missing) and not subset:
-        raise InputError(f"{path} has no GalaxyID {missing[0]}, which {labels} has ({len(missing)} such): predict these galaxies too, "
-                         "or score the others with --subset")
-    if len(extra) and not subset:
-        raise InputError(f"{path}: GalaxyID {extra[0]} has no labels in {labels} ({len(extra)} such): remove these rows, "
-                         "or score the others with --subset")
-
-# %% ../nbs/06_scores.ipynb #56409201
-def scored(
-    labels: str | Path,  # such as training_solutions_rev1.csv
-    *paths: str | Path,  # of predictions tables
-    subset: bool = False,  # score the galaxies that all of them have
-) -> tuple[np.ndarray, list[np.ndarray]]:  # labels [N, 37] and predictions [N, 37] of each table, of the same galaxies
-    "Labels and predictions from their files. Raises `InputError` for a table that cannot be scored, or is of other galaxies."
-    truth, tables = read_labels(labels), [read_scorable(path) for path in paths]
-    for path, table in zip(paths, tables):
-        _check_galaxies(path, table, labels, truth, subset)
-        truth = truth[truth.GalaxyID.isin(table.GalaxyID)]
-    return truth[COLUMNS].to_numpy(np.float64), [align(table, truth.GalaxyID.to_numpy()) for table in tables]
-
-# %% ../nbs/06_scores.ipynb #ccc13932
+# %% ../nbs/06_scores.ipynb #a622945d
 def rmse(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
-) -> float:
+    axis: int | None = None,  # 0: a score for each answer, 1: for each galaxy, None: one number
+) -> float | np.ndarray:
     "The challenge's metric."
-    return float(np.sqrt(np.mean((predicted - true) ** 2, dtype=np.float64)))
+    score = _root_mean((predicted - true) ** 2, axis)
+    return float(score) if axis is None else score
+
+# %% ../nbs/06_scores.ipynb #cd13026a
+_BLOCK = 100  # draws at a time, so that memory stays small
+
+
+def bootstrap_means(
+    values: np.ndarray,  # [N, ...] of each galaxy
+    draws: int = 2000,
+    seed: int = 0,
+) -> np.ndarray:  # [draws, ...]
+    "The means over galaxies drawn with replacement."
+    rng, n = np.random.default_rng(seed), len(values)
+    rows = values.reshape(n, -1) if values.ndim > 1 else values
+    sizes = [min(_BLOCK, draws - i) for i in range(0, draws, _BLOCK)]
+    means = np.concatenate([rng.multinomial(n, np.full(n, 1 / n), size=size) @ rows / n for size in sizes])
+    return means.reshape(draws, *values.shape[1:])
+
+# %% ../nbs/06_scores.ipynb #e376d679
+def _interval(drawn: np.ndarray) -> np.ndarray:
+    "The 2.5% and 97.5% percentiles of draws."
+    return np.percentile(drawn, [2.5, 97.5])
 
 # %% ../nbs/06_scores.ipynb #3aa3475a
 def _galaxy_errors(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     "Each galaxy's mean squared error, [N]."
     return np.mean((predicted - true) ** 2, axis=1, dtype=np.float64)
 
-# %% ../nbs/06_scores.ipynb #ea02d4ac
-_BLOCK = 100  # draws at a time, so that memory stays small
-
-
-def _resampled(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    "The means of values [N, ...] over galaxies drawn with replacement, [draws, ...]."
-    rng, n = np.random.default_rng(seed), len(values)
-    sizes = [min(_BLOCK, draws - i) for i in range(0, draws, _BLOCK)]
-    return np.concatenate([rng.multinomial(n, np.full(n, 1 / n), size=size) @ values / n for size in sizes])
-
-# %% ../nbs/06_scores.ipynb #468e86a2
+# %% ../nbs/06_scores.ipynb #15f850fa
 def bootstrap_rmse(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
     draws: int = 2000,  # of the bootstrap
     seed: int = 0,  # of the draws
-) -> tuple[float, float]:  # the 2.5% and 97.5% percentiles
+) -> tuple[float, float]:  # its lower and upper end
     "The 95% interval of the RMSE by a bootstrap over galaxies."
-    low, high = np.percentile(np.sqrt(_resampled(_galaxy_errors(predicted, true), draws, seed)), [2.5, 97.5])
+    low, high = _interval(np.sqrt(bootstrap_means(_galaxy_errors(predicted, true), draws, seed)))
     return float(low), float(high)
 
-# %% ../nbs/06_scores.ipynb #228df93f
-_PARTS = {"all": slice(None), **{q.name: q.slice for q in QUESTIONS}}
-_PARTS_AND_ANSWERS = _PARTS | {column: slice(i, i + 1) for i, column in enumerate(COLUMNS)}
+# %% ../nbs/06_scores.ipynb #448e0df8
+PARTS = {"all": slice(None)} | {question.name: question.slice for question in QUESTIONS}  # name: where among the 37 columns
+_ANSWERS = {column: slice(i, i + 1) for i, column in enumerate(COLUMNS)}
 
-
+# %% ../nbs/06_scores.ipynb #0739ac10
 def rmse_table(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
@@ -121,10 +87,8 @@ def rmse_table(
 ) -> pd.DataFrame:  # part (all, a question's name, or a column), rmse, low, high
     "RMSE with its 95% interval over all labels, of each question and of each answer, by a bootstrap over galaxies."
     squares = (np.asarray(predicted, np.float64) - true) ** 2
-    drawn, rows = _resampled(squares, draws, seed), []
-    for part, where in _PARTS_AND_ANSWERS.items():
-        interval = np.percentile(np.sqrt(drawn[:, where].mean(1)), [2.5, 97.5])
-        rows.append((part, np.sqrt(squares[:, where].mean()), *interval))
+    drawn = bootstrap_means(squares, draws, seed)  # [draws, 37]
+    rows = [(part, _root_mean(squares[:, where]), *_interval(_root_mean(drawn[:, where], 1))) for part, where in (PARTS | _ANSWERS).items()]
     return pd.DataFrame(rows, columns=["part", "rmse", "low", "high"])
 
 # %% ../nbs/06_scores.ipynb #40574f29
@@ -138,22 +102,6 @@ def score_table(
     rows = [(name, rmse(p, true), *bootstrap_rmse(p, true), rmse(p, true) / base) for name, p in predictions.items()]
     return pd.DataFrame(rows, columns=["name", "rmse", "low", "high", "skill"])
 
-# %% ../nbs/06_scores.ipynb #61255a60
-def compare(
-    ours: list[np.ndarray],  # [N, 37] each: one a seed
-    theirs: list[np.ndarray],  # [N, 37] each
-    true: np.ndarray,  # [N, 37]
-    draws: int = 2000,  # of the bootstrap
-    seed: int = 0,  # of the draws
-) -> tuple[float, float, float]:  # difference of the mean RMSE, ours minus theirs, and its 95% interval
-    "A paired bootstrap of two networks over galaxies and seeds; of a single seed, over galaxies alone."
-    scores = [np.mean([rmse(p, true) for p in predictions]) for predictions in (ours, theirs)]
-    drawn = np.sqrt(_resampled(np.stack([_galaxy_errors(p, true) for p in (*ours, *theirs)], axis=1), draws, seed))  # [draws, seeds]
-    rng = np.random.default_rng([seed, 1])
-    means = [mean_of_seeds(own, rng) for own in (drawn[:, : len(ours)], drawn[:, len(ours) :])]
-    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
-    return float(scores[0] - scores[1]), float(low), float(high)
-
 # %% ../nbs/06_scores.ipynb #7f2960f1
 def mean_of_seeds(
     drawn: np.ndarray,  # [draws, seeds]
@@ -164,7 +112,27 @@ def mean_of_seeds(
     picked = rng.integers(drawn.shape[1], size=(len(drawn), max(1, drawn.shape[1] - 1)))
     return np.take_along_axis(drawn, picked, axis=1).mean(1)
 
-# %% ../nbs/06_scores.ipynb #bdff702d
+# %% ../nbs/06_scores.ipynb #d5b989ca
+def _mean_rmse(predictions: list[np.ndarray], true: np.ndarray) -> float:
+    "The mean of the seeds' RMSEs."
+    return np.mean([rmse(p, true) for p in predictions])
+
+# %% ../nbs/06_scores.ipynb #edeca676
+def compare(
+    ours: list[np.ndarray],  # [N, 37] each: one a seed
+    theirs: list[np.ndarray],  # [N, 37] each
+    true: np.ndarray,  # [N, 37]
+    draws: int = 2000,  # of the bootstrap
+    seed: int = 0,  # of the draws
+) -> tuple[float, float, float]:  # difference of the mean RMSE, ours minus theirs, and its 95% interval
+    "A paired bootstrap of two networks over galaxies and seeds; of a single seed, over galaxies alone."
+    errors = np.stack([_galaxy_errors(p, true) for p in (*ours, *theirs)], axis=1)  # [N, seeds of both]
+    drawn, rng = np.sqrt(bootstrap_means(errors, draws, seed)), np.random.default_rng([seed, 1])
+    means = [mean_of_seeds(own, rng) for own in (drawn[:, : len(ours)], drawn[:, len(ours) :])]
+    low, high = _interval(means[0] - means[1])
+    return float(_mean_rmse(ours, true) - _mean_rmse(theirs, true)), float(low), float(high)
+
+# %% ../nbs/06_scores.ipynb #490b5baa
 def against_table(
     predicted: np.ndarray,  # [N, 37]
     other: np.ndarray,  # [N, 37]
@@ -173,12 +141,12 @@ def against_table(
     seed: int = 0,  # of the draws
 ) -> pd.DataFrame:  # part (all or a question's name), rmse, other, difference (rmse - other), low, high
     "A paired bootstrap of two predictions tables over galaxies."
-    squares = np.stack([(p - true) ** 2 for p in (predicted, other)], axis=1)  # [N, 2, 37]
-    drawn, rows = _resampled(squares.reshape(len(true), -1), draws, seed).reshape(draws, 2, -1), []
-    for part, where in _PARTS.items():
-        ours, theirs = np.sqrt(squares[:, :, where].mean((0, 2)))
-        one, two = np.sqrt(drawn[:, :, where].mean(2)).T
-        rows.append((part, ours, theirs, ours - theirs, *np.percentile(one - two, [2.5, 97.5])))
+    squares, rows = np.stack([(p - true) ** 2 for p in (predicted, other)], axis=1), []  # [N, 2, 37]
+    drawn = bootstrap_means(squares, draws, seed)  # [draws, 2, 37]
+    for part, where in PARTS.items():
+        ours, theirs = _root_mean(squares[:, :, where], (0, 2))
+        our_draws, their_draws = _root_mean(drawn[:, :, where], 2).T
+        rows.append((part, ours, theirs, ours - theirs, *_interval(our_draws - their_draws)))
     return pd.DataFrame(rows, columns=["part", "rmse", "other", "difference", "low", "high"])
 
 # %% ../nbs/06_scores.ipynb #270dc45c
@@ -197,29 +165,6 @@ def verdict(
         return "not resolved"
     return "lower" if difference < 0 else "higher"
 
-# %% ../nbs/06_scores.ipynb #f3eccb5a
-def compare_folds(
-    ours: list[np.ndarray],  # [N, 37] each, out of fold: one a seed
-    theirs: list[np.ndarray],  # [N, 37] each
-    true: np.ndarray,  # [N, 37]
-    fold: np.ndarray,  # [N] the fold that held each galaxy out
-    k: int,  # folds of the cross-validation, those included that were not trained
-) -> dict:  # difference, low, high; in_folds, folds_low, folds_high; outcome: lower, higher or not resolved
-    "`compare` out of fold, and the interval between folds; resolved is what both leave no doubt of, in three folds or more."
-    def mean_rmse(predictions: list[np.ndarray], rows: np.ndarray) -> float:
-        return np.mean([rmse(p[rows], true[rows]) for p in predictions])
-
-    difference, low, high = compare(ours, theirs, true)
-    in_folds = np.array([mean_rmse(ours, fold == f) - mean_rmse(theirs, fold == f) for f in np.unique(fold)])
-    folds_low, folds_high = _between_folds(in_folds, k)
-    outcome = "not resolved"
-    if len(in_folds) >= SEEDS and max(high, folds_high) < 0:
-        outcome = "lower"
-    if len(in_folds) >= SEEDS and min(low, folds_low) > 0:
-        outcome = "higher"
-    return {"difference": difference, "low": low, "high": high, "in_folds": in_folds.tolist(), "folds_low": folds_low,
-            "folds_high": folds_high, "outcome": outcome}
-
 # %% ../nbs/06_scores.ipynb #2e565580
 def _between_folds(differences: np.ndarray, k: int) -> tuple[float, float]:
     """Student's 95% interval of the mean of some of k folds' differences, NaN for one. Folds share most of what they learn from, so the
@@ -231,6 +176,30 @@ def _between_folds(differences: np.ndarray, k: int) -> tuple[float, float]:
 
     half = t.ppf(0.975, n - 1) * differences.std(ddof=1) * math.sqrt(1 / n + 1 / (k - 1))
     return float(differences.mean() - half), float(differences.mean() + half)
+
+# %% ../nbs/06_scores.ipynb #2471cae1
+def _fold_differences(ours: list[np.ndarray], theirs: list[np.ndarray], true: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    "The difference of the mean RMSE in each fold, [folds]."
+    parts = [fold == f for f in np.unique(fold)]
+    return np.array([_mean_rmse([p[part] for p in ours], true[part]) - _mean_rmse([p[part] for p in theirs], true[part]) for part in parts])
+
+# %% ../nbs/06_scores.ipynb #5dde261d
+def compare_folds(
+    ours: list[np.ndarray],  # [N, 37] each, out of fold: one a seed
+    theirs: list[np.ndarray],  # [N, 37] each
+    true: np.ndarray,  # [N, 37]
+    fold: np.ndarray,  # [N] the fold that held each galaxy out
+    k: int,  # folds of the cross-validation, those included that were not trained
+) -> dict:  # difference, low, high; in_folds, folds_low, folds_high; outcome: lower, higher or not resolved
+    "`compare` out of fold, and the interval between folds; resolved is what both leave no doubt of, in three folds or more."
+    difference, low, high = compare(ours, theirs, true)
+    in_folds = _fold_differences(ours, theirs, true, fold)
+    folds_low, folds_high = _between_folds(in_folds, k)
+    outcome = "not resolved"
+    if len(in_folds) >= SEEDS:
+        outcome = "lower" if max(high, folds_high) < 0 else "higher" if min(low, folds_low) > 0 else outcome
+    return {"difference": difference, "low": low, "high": high, "in_folds": in_folds.tolist(), "folds_low": folds_low,
+            "folds_high": folds_high, "outcome": outcome}
 
 # %% ../nbs/06_scores.ipynb #d5f26d39
 def final_fall(
@@ -295,3 +264,61 @@ def benchmarks(
 LEADERBOARD = {"sedielem": 0.07492, "Milakov": 0.07753, "6789": 0.07869, "simon": 0.07951, "J. de Wit": 0.07953, "2numbers 2many": 0.07964,
                "Keisler": 0.08072, "Voyager": 0.08083, "SuperDeep": 0.08246, "Owen": 0.08304}
 CHALLENGE_MEAN = 0.16390  # RMSE of the training mean
+
+# %% ../nbs/06_scores.ipynb #5aa1c9cc
+def _check_order(path: Path):
+    "Raise `InputError` where a file's columns are not in Kaggle's order; other columns may stand between them."
+    names = pq.read_schema(path).names if path.suffix == ".parquet" else pd.read_csv(path, nrows=0).columns
+    due = ["GalaxyID", *COLUMNS]
+    for i, (name, wanted) in enumerate(zip([name for name in names if name in due], due), 1):
+        if name != wanted:
+            raise InputError(f"{path}: column {i} is {name}, not {wanted}: put them in Kaggle's order, GalaxyID and Class1.1 to Class11.6")
+
+# %% ../nbs/06_scores.ipynb #52d34227
+_ROUNDING = 1e-6  # by how much a prediction may leave [0, 1]
+
+
+def _check_range(path: str | Path, table: pd.DataFrame):
+    "Raise `InputError` for the first prediction that is missing or not in [0, 1]."
+    values = table[COLUMNS].to_numpy(np.float64)
+    row, column = next(zip(*np.nonzero(~((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)))), (None, None))
+    if row is not None:
+        value = "empty" if np.isnan(values[row, column]) else f"{values[row, column]:g}, outside [0, 1]"
+        raise InputError(f"{path}, GalaxyID {table.GalaxyID[row]}, column {COLUMNS[column]} is {value}: correct or remove this row")
+
+# %% ../nbs/06_scores.ipynb #934f8f5a
+def read_scorable(
+    path: str | Path,  # a predictions table, .csv, .zip of one, or .parquet
+) -> pd.DataFrame:  # ascending by GalaxyID
+    "A predictions table that can be scored as it stands. Raises `InputError` with the first thing that is wrong."
+    table = read_table(path)
+    _check_order(Path(path))
+    check_ids(path, table)
+    _check_range(path, table)
+    return table
+
+# %% ../nbs/06_scores.ipynb #083f2a4a
+def _check_galaxies(path: str | Path, table: pd.DataFrame, labels: str | Path, truth: pd.DataFrame, subset: bool):
+    "Raise `InputError` where a predictions table and the labels are not of the same galaxies."
+    missing, extra = np.setdiff1d(truth.GalaxyID, table.GalaxyID), np.setdiff1d(table.GalaxyID, truth.GalaxyID)
+    if len(missing) == len(truth):
+        raise InputError(f"{path} and {labels} have no GalaxyID in common: name the labels of the same galaxies")
+    if len(missing) and not subset:
+        raise InputError(f"{path} has no GalaxyID {missing[0]}, which {labels} has ({len(missing)} such): predict these galaxies too, "
+                         "or score the others with --subset")
+    if len(extra) and not subset:
+        raise InputError(f"{path}: GalaxyID {extra[0]} has no labels in {labels} ({len(extra)} such): remove these rows, "
+                         "or score the others with --subset")
+
+# %% ../nbs/06_scores.ipynb #56409201
+def scored(
+    labels: str | Path,  # such as training_solutions_rev1.csv
+    *paths: str | Path,  # of predictions tables
+    subset: bool = False,  # score the galaxies that all of them have
+) -> tuple[np.ndarray, list[np.ndarray]]:  # labels [N, 37] and predictions [N, 37] of each table, of the same galaxies
+    "Labels and predictions from their files. Raises `InputError` for a table that cannot be scored, or is of other galaxies."
+    truth, tables = read_labels(labels), [read_scorable(path) for path in paths]
+    for path, table in zip(paths, tables):
+        _check_galaxies(path, table, labels, truth, subset)
+        truth = truth[truth.GalaxyID.isin(table.GalaxyID)]
+    return truth[COLUMNS].to_numpy(np.float64), [align(table, truth.GalaxyID.to_numpy()) for table in tables]

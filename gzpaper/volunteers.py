@@ -10,17 +10,17 @@ import numpy as np
 from .tree import AFTER_STAR, COLUMNS, QUESTIONS, Question, to_labels
 
 # %% auto #0
-__all__ = ['VOLUNTEERS', 'vote', 'draw_volunteers', 'labels_from_votes', 'expected_labels', 'label_variance', 'vote_noise_floor',
-           'expected_floor', 'vote_variance', 'noise_floor']
+__all__ = ['VOLUNTEERS', 'vote', 'draw_volunteers', 'labels_from_votes', 'expected_labels', 'label_variance', 'expected_floor',
+           'vote_variance', 'noise_floor']
 
-# %% ../nbs/04_volunteers.ipynb #7b6824ce
-def _asked(counts: np.ndarray, volunteers: np.ndarray, question: Question) -> np.ndarray:
+# %% ../nbs/04_volunteers.ipynb #991d1a0c
+def _voters_at(counts: np.ndarray, volunteers: np.ndarray, question: Question) -> np.ndarray:
     "How many volunteers come to a question."
     if question.parent:
         return counts[..., COLUMNS.index(question.parent)]
     return volunteers - (counts[..., COLUMNS.index("Class1.3")] if question.number == 6 else 0)
 
-# %% ../nbs/04_volunteers.ipynb #271d8cc8
+# %% ../nbs/04_volunteers.ipynb #0a418005
 def vote(
     fractions: np.ndarray,  # [..., 37] conditional answer probabilities in the order of COLUMNS
     volunteers: np.ndarray,  # [...] or a number
@@ -30,18 +30,21 @@ def vote(
     fractions = np.asarray(fractions)
     counts = np.zeros(fractions.shape, dtype=np.int64)
     for question in QUESTIONS:
-        counts[..., question.slice] = rng.multinomial(_asked(counts, volunteers, question), fractions[..., question.slice])
+        counts[..., question.slice] = rng.multinomial(_voters_at(counts, volunteers, question), fractions[..., question.slice])
     return counts
 
-# %% ../nbs/04_volunteers.ipynb #6ff543d1
+# %% ../nbs/04_volunteers.ipynb #5908fff8
+VOLUNTEERS = 44  # the median number of volunteers a galaxy (Willett et al. 2013)
+
+# %% ../nbs/04_volunteers.ipynb #0f5ab44a
 def draw_volunteers(
     rng: np.random.Generator,
 ) -> int:  # 16 or more
     "How many volunteers see a galaxy: in Galaxy Zoo 2 the median is 44, the least 16 (Willett et al. 2013)."
-    return max(16, round(rng.normal(44, 7)))
+    return max(16, round(rng.normal(VOLUNTEERS, 7)))
 
-# %% ../nbs/04_volunteers.ipynb #4e9ee7db
-_NOT_ODD = COLUMNS.index("Class6.2")
+# %% ../nbs/04_volunteers.ipynb #91258120
+_ODD, _NOT_ODD = COLUMNS.index("Class6.1"), COLUMNS.index("Class6.2")
 
 
 def labels_from_votes(
@@ -67,32 +70,31 @@ def expected_labels(
     truth[..., _NOT_ODD] += nobody
     return truth
 
-# %% ../nbs/04_volunteers.ipynb #1d5c5515
+# %% ../nbs/04_volunteers.ipynb #94e496ac
+def _mean_inverse(
+    star: np.ndarray,  # [N, 1] the probability of "star"
+    volunteers: np.ndarray,  # [N, 1]
+) -> np.ndarray:  # [N, 1]
+    "The mean of 1/n, where n volunteers do not say star. Crowds without any (n = 0) add nothing."
+    from scipy.stats import binom
+
+    n = np.arange(1, volunteers.max() + 1)
+    return (binom.pmf(n, volunteers, 1 - star) / n).sum(1, keepdims=True)
+
+# %% ../nbs/04_volunteers.ipynb #24085a4a
 def label_variance(
     truth: np.ndarray,  # [N, 37] expected labels
     volunteers: np.ndarray,  # [N]
 ) -> np.ndarray:  # [N, 37]
     "The exact variance of the labels of a crowd: p(1-p)/N, for Class6 and Class8 with those who did not say star."
-    from scipy.stats import binom
-
     volunteers = np.asarray(volunteers)[:, None]
-    stayed = np.arange(1, volunteers.max() + 1)
     star = truth[:, 2:3]
-    chance = binom.pmf(stayed, volunteers, 1 - star)
     nobody = star**volunteers
     share = np.where(nobody < 1, truth / np.maximum(1 - nobody, 1e-12), 0)
-    share[:, _NOT_ODD] = 1 - share[:, COLUMNS.index("Class6.1")]
-    inside = share * (1 - share) * (chance / stayed).sum(1, keepdims=True) + share**2 * nobody * (1 - nobody)
-    inside[:, _NOT_ODD] = inside[:, COLUMNS.index("Class6.1")]
+    share[:, _NOT_ODD] = 1 - share[:, _ODD]
+    inside = share * (1 - share) * _mean_inverse(star, volunteers) + share**2 * nobody * (1 - nobody)
+    inside[:, _NOT_ODD] = inside[:, _ODD]
     return np.where(AFTER_STAR, inside, truth * (1 - truth) / volunteers)
-
-# %% ../nbs/04_volunteers.ipynb #da5d76c0
-def vote_noise_floor(
-    truth: np.ndarray,  # [N, 37] expected labels
-    labels: np.ndarray,  # [N, 37] labels of one crowd
-) -> float:
-    "The RMSE of the perfect prediction, on these labels."
-    return float(np.sqrt(np.mean((np.asarray(labels) - np.asarray(truth)) ** 2)))
 
 # %% ../nbs/04_volunteers.ipynb #8a0f5a1d
 def expected_floor(
@@ -101,9 +103,6 @@ def expected_floor(
 ) -> float:
     "The RMSE of the perfect prediction that is to be expected, before anybody votes."
     return float(np.sqrt(label_variance(truth, volunteers).mean()))
-
-# %% ../nbs/04_volunteers.ipynb #5908fff8
-VOLUNTEERS = 44  # the median number of volunteers a galaxy (Willett et al. 2013)
 
 # %% ../nbs/04_volunteers.ipynb #096e1056
 def vote_variance(

@@ -275,7 +275,7 @@ def stopped(mock_folder, tmp_path_factory) -> Path:
         patch.setattr("gzpaper.train.save_weights", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         galaxies = load_galaxies(mock_folder, folder / "store-35", 35, 8, 8)
         spec = Spec(model_parameters={"width": 2}, size=32, epochs=1, batch_size=12)
-        fit(spec, galaxies, folder, galaxies.rows("train"), galaxies.rows("validation"), progress=False)
+        fit(spec, galaxies, folder, progress=False)
     return folder
 
 
@@ -453,7 +453,6 @@ TRAIN_OPTIONS = {  # what is asked for, and what the message says
     "no parts": (["--accumulate", 0], ["accumulate is 0", "1 or more"]),
     "too many parts": (["--accumulate", 7], ["accumulate is 7", "a batch of 12 has at most 6 parts"]),
     "learning rate": (["--learning-rate", -1], ["learning_rate is -1", "above 0"]),
-    "patience": (["--patience", -1], ["patience is -1", "0 or more"]),
     "seed": (["--seed", -1], ["seed is -1", "0 or more"]),
     "one fold": (["--folds", 1], ["fold 0 of 1", "out of range", "2 or more"]),
     "negative folds": (["--folds", -2], ["folds is -2", "0 or more"]),
@@ -461,7 +460,6 @@ TRAIN_OPTIONS = {  # what is asked for, and what the message says
     "negative fold": (["--folds", 3, "--fold", -1], ["fold -1 of 3", "out of range"]),
     "a fold of none": (["--fold", 1], ["fold 1 of 0", "out of range"]),
     "more folds than galaxies": (["--folds", 500], ["0 to validate on", "too few", "add galaxies"]),
-    "patience without validation": (["--validation", 0, "--patience", 3], ["0 to validate on", "too few", "add galaxies"]),
     "negative test": (["--test", -3], ["-3 in test", "0 or more"]),
     "too few galaxies": (["--validation", 30, "--test", 30], ["40 galaxies are too few", "30", "lower these"]),
     "one left": (["--validation", 31, "--test", 8], ["1 to learn from", "too few", "add galaxies"]),
@@ -618,7 +616,7 @@ def train(mock_folder: Path, tmp_path: Path, size: int = 32, **parameters):
     "Train on galaxies that are stored 35 px wide."
     galaxies = load_galaxies(mock_folder, tmp_path / "store", 35, 8, 8)
     spec = Spec(model_parameters={"width": 2}, size=size, epochs=1, **parameters)
-    fit(spec, galaxies, tmp_path / "run", galaxies.rows("train"), galaxies.rows("validation"), progress=False)
+    fit(spec, galaxies, tmp_path / "run", progress=False)
 
 
 def colours_of_three(mock_folder: Path, tmp_path: Path):

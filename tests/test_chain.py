@@ -32,6 +32,8 @@ def test_everything_is_made_and_stamped(smoke):
         about = json.loads(note.read_text())
         assert about["mock"] and about["profile"] == "smoke" and about["notebook"] in NAMES
         assert about["parameters"]["mock_galaxies"] == MOCKS
+    opened = {about["notebook"] for about in map(json.loads, (n.read_text() for n in figures + tables)) if about["test_part"] == "opened"}
+    assert opened == {paper.OPENS_TEST}
     for figure in figures:
         picture = Image.open(figure.with_suffix(".png")).convert("RGB")
         assert picture.width > 400 and len(picture.getcolors(2**24)) > 20  # not blank
@@ -51,22 +53,24 @@ def test_a_second_time_nothing_is_executed(smoke):
 
 def test_only_what_depends_on_a_change_is_executed_again(smoke):
     profile, modules = smoke / "paper/profiles/smoke.yaml", smoke / "gzpaper"
-    files = [profile, *(modules / f"{name}.py" for name in ("baselines", "data", "tune")), paper.notebook_path(NAMES[1])]
-    kept = {path: path.read_text() for path in files}
-    changes = {
-        profile: ("\nepochs: 3", "\nepochs: 2", ["03_vgg7"]),
-        modules / "baselines.py": ("KMeans(k,", "KMeans( k,",
-                                   ["02_benchmarks", "03_vgg7", "08_learning_curve", "09_final", "11_submission"]),
-        modules / "data.py": ("CROP = 232", "CROP  = 232", NAMES),
-        modules / "tune.py": ("STALE_S = 3600", "STALE_S  = 3600", ["07_tuning", "09_final", "10_evaluation"]),
-        paper.notebook_path(NAMES[1]): ("What is reached", "What can be reached", ["02_benchmarks"]),
-    }
-    for path, (old, new, expected) in changes.items():
+    drawn, searched = ["10_evaluation"], ["07_tuning", "09_final", "10_evaluation"]
+    changes = [
+        (profile, "\nepochs: 3", "\nepochs: 2", ["03_vgg7"]),
+        (modules / "scores.py", "n_init=10", "n_init=9", ["02_benchmarks", "03_vgg7", "08_learning_curve", "09_final", "11_submission"]),
+        (modules / "images.py", "CROP = 232", "CROP = 230", NAMES),
+        (modules / "images.py", "CROP = 232", "CROP  =  232  # spaces and a comment", []),
+        (modules / "tune.py", "STALE_S = 3600", "STALE_S = 3601", searched),
+        (modules / "plots.py", "def confusion_grid(", "def confusion_grid(*, ", drawn),
+        (paper.notebook_path(NAMES[1]), "What is reached", "What can be reached", ["02_benchmarks"]),
+        (smoke / "paper/networks.yaml", "name: VGG16", "name: VGG-16", ["04_architectures"]),
+    ]
+    for path, old, new, expected in changes:
+        kept = path.read_text()
         edit(path, old, new)
         try:
-            assert due() == expected, path.name
+            assert due() == expected, (path.name, new)
         finally:
-            path.write_text(kept[path])
+            path.write_text(kept)
     assert due() == []
 
 

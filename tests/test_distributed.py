@@ -16,7 +16,7 @@ from conftest import TINY, assert_says, toy_galaxies
 from torch import distributed
 
 from gzpaper.run import cross_validate
-from gzpaper.spec import Spec, split_rows
+from gzpaper.spec import Spec
 from gzpaper.train import ALONE, World, fit, join, pick_device
 from gzpaper.weights import load_weights
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.usefixtures("threads"),
 
 # No batch norm, whose statistics are of a process's own share; two processes share 9 galaxies as 5 and 4, and 3 parts of 4 are 2, 1 and 1.
 SPEC = Spec(model_parameters={"width": 4, "hidden": 16, "batch_norm": False, "dropout": 0.0}, size=16, field=185.6, epochs=3, batch_size=9,
-            optimiser="sgd", learning_rate=0.1, precision="fp64")
+            optimiser="sgd", learning_rate=0.1, precision="fp32")
 ACCUMULATE = (1, 3)
 
 
@@ -40,7 +40,7 @@ def train_all(folder: Path, world: World = ALONE, epochs: int = SPEC.epochs):
     options = {"progress": False, "world": world}
     for accumulate in ACCUMULATE:
         own = spec(accumulate=accumulate, epochs=epochs)
-        fit(own, galaxies, folder / f"parts-{accumulate}", *split_rows(own, galaxies), **options)
+        fit(own, galaxies, folder / f"parts-{accumulate}", **options)
     cross_validate(spec(folds=2, epochs=1), galaxies, folder / "folds", **options)
 
 
@@ -84,7 +84,7 @@ def assert_same(folder: Path, alone: Path):
     "Assert that two folders of `train_all` have the same weights and predictions."
     for name in [f"parts-{n}" for n in ACCUMULATE] + ["folds/fold-1", "folds/fold-2"]:
         for key, value in state(alone / name).items():
-            torch.testing.assert_close(state(folder / name)[key], value, atol=1e-9, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(state(folder / name)[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
         columns = ["epoch", "learning_rate", "validation_rmse"]
         one, other = (pd.read_csv(place / name / "history.csv")[columns] for place in (folder, alone))
         pd.testing.assert_frame_equal(one, other, atol=1e-6)
@@ -107,7 +107,7 @@ def test_parts_of_batches_of_any_size(parts, tmp_path):
     for size in range(2 * parts, 3 * parts + 2):
         galaxies = toy_galaxies(tmp_path / f"store-{size}", train=size + parts, validation=2)  # two batches, smaller than they might be
         own = Spec(model_parameters={"width": 2, "hidden": 4}, size=16, field=185.6, epochs=1, batch_size=size, accumulate=parts)
-        fit(own, galaxies, tmp_path / f"run-{size}", *split_rows(own, galaxies), progress=False)
+        fit(own, galaxies, tmp_path / f"run-{size}", progress=False)
 
 
 def rank_process(parent: int, rank: int) -> int:

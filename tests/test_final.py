@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import assert_says, toy_galaxies
 
-from gzpaper import paper, train
+from gzpaper import paper
 from gzpaper.data import Galaxies, read_labels
 from gzpaper.files import file_digest
 from gzpaper.run import Run, more_predictions, run
@@ -29,7 +29,7 @@ def test_subsets_are_nested_and_learn_from_no_one_held_out(folds, tmp_path):
     learned, held_out = split_rows(Spec(**folds), galaxies)
     before = set()
     for n in (2, 15, 30):
-        some, others = split_rows(Spec(galaxies=n, **folds), galaxies)
+        some, others = split_rows(Spec(subset=n, **folds), galaxies)
         np.testing.assert_array_equal(others, held_out)
         assert len(some) == n and before < set(some) < set(learned) and (np.diff(some) > 0).all()
         before = set(some)
@@ -38,28 +38,28 @@ def test_subsets_are_nested_and_learn_from_no_one_held_out(folds, tmp_path):
 def test_a_subset_is_a_sample_of_all_ids(tmp_path):
     "The first by the hash, not the first in the folder: their mean position is that of all."
     galaxies = toy_galaxies(tmp_path, train=2000, validation=10)
-    some = split_rows(Spec(galaxies=400), galaxies)[0]
+    some = split_rows(Spec(subset=400), galaxies)[0]
     assert abs(some.mean() / 1000 - 1) < 0.1
 
 
 @pytest.mark.parametrize("n", [60, 61])
 def test_a_subset_is_smaller_than_all(n, tmp_path):
     with pytest.raises(InputError) as refusal:
-        split_rows(Spec(galaxies=n), toy_galaxies(tmp_path, train=60, validation=20))
-    assert_says(str(refusal.value), f"galaxies is {n}", "60 to learn from", "0, which is all")
+        split_rows(Spec(subset=n), toy_galaxies(tmp_path, train=60, validation=20))
+    assert_says(str(refusal.value), f"subset is {n}", "60 to learn from", "0, which is all")
 
 
 def test_a_subset_is_not_negative():
-    with pytest.raises(InputError, match="galaxies is -1: it takes 0 or more"):
-        Spec(galaxies=-1)
+    with pytest.raises(InputError, match="subset is -1: it takes 0 or more"):
+        Spec(subset=-1)
 
 
 def test_the_new_field_names_runs_anew_only_where_it_is_used():
     "Published runs keep their keys."
-    assert run_key(Spec(galaxies=5).to_dict(), "") != run_key(Spec().to_dict(), "")
+    assert run_key(Spec(subset=5), "") != run_key(Spec(), "")
     runs = sorted((paper.root() / "paper/runs").glob("*"))
-    for run in (Run(folder.name, folder) for folder in runs):
-        assert run_key(Spec.from_dict(run.about["spec"]).to_dict(), run.about["galaxies"], run.about["recipe"]) == run.key
+    for one in (Run(folder.name, folder) for folder in runs):
+        assert run_key(Spec.from_dict(one.about["spec"]), one.about["galaxies"], one.about["recipe"]) == one.key
     assert runs
 
 
@@ -114,13 +114,13 @@ def test_a_network_learns_again_from_its_features_and_a_teacher(section, monkeyp
     galaxies = one.galaxies(16, 185.6)
     teacher = predictions_table(galaxies.ids, np.full((len(galaxies.ids), 37), 0.5))
     run = one.run(again, first, teacher)
-    key = run_key(first.to_dict(), galaxies.digest)
+    key = run_key(first, galaxies.digest)
     about = read_header(run.folder / "weights.safetensors")
     assert one.keys == [run.key]
     assert about["begun_as"] == first.to_dict() and about["spec"] == {**again.to_dict(), "pretrained": f"run-{key}"}
     assert run.about["pretraining"]["spec"] == first.to_dict()
     shutil.rmtree(run.folder.parent / key)
-    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained what is there"))
+    monkeypatch.setattr("gzpaper.run.fit", lambda *_, **__: pytest.fail("trained what is there"))
     assert section("09_final").run(again, first, teacher) == run
 
 
@@ -186,12 +186,6 @@ def test_a_teacher_on_the_command_line(mock_folder, tmp_path, cli):
 # The test part
 
 
-def test_one_notebook_opens_the_test_part_once():
-    folder = paper.root() / "nbs/paper"
-    called = {path.stem: path.read_text().count("open_test") for path in folder.glob("*.ipynb")}
-    assert {name for name, times in called.items() if times} == {paper.OPENS_TEST} and called[paper.OPENS_TEST] == 1
-
-
 @pytest.fixture
 def section(mock_folder, tmp_path, monkeypatch):
     "A section on 40 mock galaxies, by its name."
@@ -211,8 +205,8 @@ def test_as_many_folds_are_trained_as_are_asked_for(section, monkeypatch):
     tuning = section("07_tuning")
     monkeypatch.setattr(tuning, "run", lambda spec: spec.fold)
     spec = Spec(size=16, folds=5)
-    assert tuning.cross_validation(spec) == [1, 2, 3, 4, 5]
-    assert tuning.cross_validation(spec, trained=2) == [1, 2]
+    assert paper.cross_validation(tuning, spec) == [1, 2, 3, 4, 5]
+    assert paper.cross_validation(tuning, spec, trained=2) == [1, 2]
 
 
 def test_a_run_that_is_there_needs_no_pixels(section, monkeypatch):
@@ -220,11 +214,11 @@ def test_a_run_that_is_there_needs_no_pixels(section, monkeypatch):
     torch.set_num_threads(1)
     one = section("07_tuning")
     spec = Spec(model_parameters={"width": 4, "hidden": 16}, size=16, field=185.6, epochs=1, batch_size=16)
-    before = one.more_predictions(one.run(spec), "held_out", 1)
+    before = paper.further_predictions(one, one.run(spec), "held_out", 1)
     again = section("07_tuning")
     again.digest = one.digest
     monkeypatch.setattr(again, "galaxies", lambda size, field: pytest.fail("decoded"))
-    pd.testing.assert_frame_equal(again.more_predictions(again.run(spec), "held_out", 1), before)
+    pd.testing.assert_frame_equal(paper.further_predictions(again, again.run(spec), "held_out", 1), before)
     monkeypatch.setenv("GZPAPER_TRAIN", "0")
     with pytest.raises(InputError, match="not among the committed ones"):
         again.run(replace(spec, seed=1))
@@ -234,16 +228,16 @@ def test_pictures_have_few_levels(section, mock_folder):
     "Those of figures, for fewer bytes; nothing that a network sees."
     some = section("01_dataset")
     ids = some.galaxies(16, 212.0).ids[:3]
-    pictures = some.pictures(ids, 40)
+    pictures = paper.pictures(some, ids, 40)
     assert pictures.shape == (3, 40, 40, 3) and pictures.dtype == np.uint8 and not (pictures % 5).any() and pictures.max() > 50
-    whole = some.pictures(ids, 40, step=1)
+    whole = paper.pictures(some, ids, 40, step=1)
     assert (whole % 5).any() and np.abs(whole.astype(int) - pictures).max() <= 2
 
 
 def test_no_other_section_can_open_it(section):
     other = section("01_dataset")
     with pytest.raises(InputError) as refusal:
-        other.open_test(other.galaxies(16, 212.0))
+        paper.open_test(other, other.galaxies(16, 212.0))
     assert_says(str(refusal.value), "01_dataset", "09_final alone")
     assert other.test_part == "sealed"
 
@@ -251,7 +245,7 @@ def test_no_other_section_can_open_it(section):
 def test_what_is_opened_are_the_labels_of_the_same_galaxies(section, mock_folder):
     final = section(paper.OPENS_TEST)
     sealed = final.galaxies(16, 212.0)
-    opened = final.open_test(sealed)
+    opened = paper.open_test(final, sealed)
     np.testing.assert_array_equal(opened.ids, sealed.ids)
     test = sealed.part == "test"
     assert np.isnan(sealed.labels[test]).all() and opened.digest == sealed.digest
@@ -264,7 +258,7 @@ def test_provenance_says_whether_it_was_opened(section, tmp_path):
     final = section(paper.OPENS_TEST)
     galaxies, table = final.galaxies(16, 212.0), pd.DataFrame({"n": [1]})
     final.table("before", table, "")
-    final.open_test(galaxies)
+    paper.open_test(final, galaxies)
     final.table("after", table, "")
     said = {name: json.loads((tmp_path / f"none/tables/{name}.json").read_text())["test_part"] for name in ("before", "after")}
     assert said == {"before": "sealed", "after": "opened"}

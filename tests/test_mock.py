@@ -10,8 +10,10 @@ pytest.importorskip("galsim")
 
 from PIL import Image
 
-from gzpaper import mock, volunteers
+from gzpaper import mock
+from gzpaper.scores import rmse
 from gzpaper.tree import COLUMNS, InputError, check_labels
+from gzpaper.volunteers import draw_volunteers, expected_floor, expected_labels, label_variance, labels_from_votes, vote
 
 HEADER = "GalaxyID," + ",".join(COLUMNS)
 TRUE = [f"true_{column}" for column in COLUMNS]
@@ -76,7 +78,7 @@ def test_an_existing_folder_is_refused(small, tmp_path):
 
 @pytest.mark.parametrize(("processes", "error"), [(1, RuntimeError), (1, KeyboardInterrupt), (2, RuntimeError)])
 def test_an_interrupted_set_leaves_nothing(tmp_path, monkeypatch, processes, error):
-    if processes > 1 and mock.start_method() != "fork":
+    if processes > 1 and mock._START_METHOD != "fork":
         pytest.skip("only a forked worker takes the patch")
     whole = mock.render
 
@@ -97,32 +99,32 @@ def test_an_interrupted_set_leaves_nothing(tmp_path, monkeypatch, processes, err
 def test_the_written_floor_is_that_of_the_votes(small):
     truth, labels = pd.read_csv(small / "truth.csv"), pd.read_csv(small / "training_solutions_rev1.csv")
     truth = truth[truth.part == "training"]
-    exact = volunteers.vote_noise_floor(truth[TRUE].to_numpy(), labels[COLUMNS].to_numpy())
-    assert exact == pytest.approx(volunteers.expected_floor(truth[TRUE].to_numpy(), truth.volunteers.to_numpy()), rel=0.25)
+    exact = rmse(truth[TRUE].to_numpy(), labels[COLUMNS].to_numpy())
+    assert exact == pytest.approx(expected_floor(truth[TRUE].to_numpy(), truth.volunteers.to_numpy()), rel=0.25)
     assert truth.volunteers.min() >= 16
 
 
 def crowds(fractions, volunteers, repeats, seed=0):
     many = np.broadcast_to(fractions, (repeats, len(fractions)))
-    return volunteers.labels_from_votes(volunteers.vote(many, volunteers, np.random.default_rng(seed)))
+    return labels_from_votes(vote(many, volunteers, np.random.default_rng(seed)))
 
 
 def many_fractions(n, seed):
     rng = np.random.default_rng(seed)
     fractions = np.stack([mock.answer_probabilities(mock.draw_galaxy(rng)) for _ in range(n)])
-    return fractions, np.array([volunteers.draw_volunteers(rng) for _ in range(n)])
+    return fractions, np.array([draw_volunteers(rng) for _ in range(n)])
 
 
 def test_labels_average_to_the_truth():
     "Over many galaxies, each column's mean error stays within five of its standard errors."
     fractions, volunteers = many_fractions(4000, seed=1)
     rng = np.random.default_rng(2)
-    labels = volunteers.labels_from_votes(volunteers.vote(fractions, volunteers, rng))
-    truth = volunteers.expected_labels(fractions, volunteers)
-    variance = volunteers.label_variance(truth, volunteers)
+    labels = labels_from_votes(vote(fractions, volunteers, rng))
+    truth = expected_labels(fractions, volunteers)
+    variance = label_variance(truth, volunteers)
     error = (labels - truth).sum(0) / np.sqrt(variance.sum(0))
     assert np.abs(error).max() < 5, pd.Series(error, COLUMNS).abs().nlargest(3)
-    assert volunteers.vote_noise_floor(truth, labels) == pytest.approx(volunteers.expected_floor(truth, volunteers), rel=0.02)
+    assert rmse(truth, labels) == pytest.approx(expected_floor(truth, volunteers), rel=0.02)
 
 
 def test_the_mean_and_the_variance_are_exact_for_a_likely_star():
@@ -130,8 +132,8 @@ def test_the_mean_and_the_variance_are_exact_for_a_likely_star():
     fractions = mock.answer_probabilities(mock.draw_galaxy(np.random.default_rng(4)))
     fractions[:3] = [0.08, 0.07, 0.85]
     labels, n = crowds(fractions, 16, 40_000), np.array([16])
-    truth = volunteers.expected_labels(fractions[None], n)
-    variance = volunteers.label_variance(truth, n)[0]
+    truth = expected_labels(fractions[None], n)
+    variance = label_variance(truth, n)[0]
     error = (labels.mean(0) - truth[0]) / np.sqrt(np.maximum(variance, 1e-12) / len(labels))
     assert np.abs(error).max() < 5
     squares = (labels - truth[0]) ** 2
@@ -143,11 +145,11 @@ def test_the_estimate_from_labels_alone_meets_the_floor():
     "f(1-f)/(N-1), the estimate that real labels need, against the exact expectation."
     fractions, volunteers = many_fractions(4000, seed=3)
     rng = np.random.default_rng(4)
-    labels = volunteers.labels_from_votes(volunteers.vote(fractions, volunteers, rng))
+    labels = labels_from_votes(vote(fractions, volunteers, rng))
     odd = np.array([column.startswith(("Class6", "Class8")) for column in COLUMNS])
     voters = np.where(odd, volunteers[:, None] * (1 - labels[:, 2:3]), volunteers[:, None])
     estimate = np.sqrt((labels * (1 - labels) / np.maximum(voters - 1, 1)).mean())
-    expected = volunteers.expected_floor(volunteers.expected_labels(fractions, volunteers), volunteers)
+    expected = expected_floor(expected_labels(fractions, volunteers), volunteers)
     assert estimate == pytest.approx(expected, rel=0.01)
 
 
@@ -155,7 +157,7 @@ def test_likeness_of_the_crowd():
     "Mean f(1-f) and the spread of the labels are those of Galaxy Zoo 2, and every column is populated."
     fractions, volunteers = many_fractions(3000, seed=5)
     rng = np.random.default_rng(6)
-    labels = volunteers.labels_from_votes(volunteers.vote(fractions, volunteers, rng))
+    labels = labels_from_votes(vote(fractions, volunteers, rng))
     assert 0.05 < (labels * (1 - labels)).mean() < 0.065
     assert 0.15 < np.sqrt(((labels - labels.mean(0)) ** 2).mean()) < 0.18
     assert (labels.mean(0) > 0.002).all() and (labels > 0.3).any(0).sum() >= 36

@@ -18,7 +18,7 @@ from torch import nn
 
 from gzpaper.loader import Augment, Batches, store_side
 from gzpaper.models import HEADS, IMAGENET, MODELS, Network, add_adapters, build_model, load_features, merge_adapters, pretrained_name
-from gzpaper.spec import Spec, split_rows
+from gzpaper.spec import Spec
 from gzpaper.train import Training, fit
 from gzpaper.tree import InputError
 from gzpaper.weights import Input, load_weights, save_weights
@@ -249,9 +249,9 @@ def run(spec, galaxies, pretrained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lora") / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("gzpaper.train.Training.epoch", stop_at_the_second(Training.epoch))
-        fit(spec, galaxies, folder, *split_rows(spec, galaxies), progress=False, pretrained=pretrained)
+        fit(spec, galaxies, folder, progress=False, pretrained=pretrained)
     assert (folder / "checkpoint.pt").exists()
-    fit(spec, galaxies, folder, *split_rows(spec, galaxies), progress=False, pretrained=pretrained)
+    fit(spec, galaxies, folder, progress=False, pretrained=pretrained)
     return folder
 
 
@@ -328,7 +328,7 @@ def test_a_trained_run_needs_no_peft(spec, run, pretrained, monkeypatch):
 
 def test_a_finished_run_is_not_trained_again(spec, run, galaxies, pretrained, monkeypatch):
     monkeypatch.delattr("gzpaper.train.Training.epoch")
-    fit(spec, galaxies, run, *split_rows(spec, galaxies), progress=False, pretrained=pretrained)
+    fit(spec, galaxies, run, progress=False, pretrained=pretrained)
 
 
 def test_peft_is_missing(pretrained, mock_folder, tmp_path, monkeypatch, cli):

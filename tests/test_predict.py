@@ -287,7 +287,7 @@ def test_no_astropy(tmp_path, weights, cli, monkeypatch):
 
 
 def test_no_released_weights(mock_folder, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(weights, "released", list)
+    monkeypatch.setattr(catalogue, "released", list)
     cli("predict", mock_folder / IMAGES, "--out", tmp_path / "o.csv").refused("comes without weights", "--weights")
 
 

@@ -43,9 +43,6 @@ def test_publish_and_check(smoke):
     assert len(pd.read_csv(smoke / "data/sample.csv")) == chain.read_profile("smoke")["mock_galaxies"]
     assert (smoke / "paper/studies/small.journal").stat().st_size < 2**20
     assert Spec.from_dict(read_yaml(smoke / "paper/params/small.yaml")).epochs == 2
-    assert press.changed_runs() == []
-    edit(smoke / "gzpaper/train.py", "RECIPE = 1", "RECIPE  = 1")
-    assert len(press.changed_runs()) == len(list((smoke / "paper/runs").iterdir()))
     edit(next(smoke.glob("paper/tables/03_scores.csv")), "VGG7,0.", "VGG7,0.1")
     assert press._differences(smoke / "paper/tables", smoke / "runs/smoke/tables") == ["tables/03_scores.csv differs"]
     run = next((smoke / "paper/runs").iterdir())

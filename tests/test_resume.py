@@ -31,7 +31,7 @@ def train(run: Path, seed: int = 0) -> Path:
     torch.set_num_threads(1)
     galaxies = toy_galaxies(run.with_name(f"{run.name}-store"))
     spec = Spec.from_dict(SPEC.to_dict() | {"seed": seed})
-    return fit(spec, galaxies, run, galaxies.rows("train"), galaxies.rows("validation"), progress=False)
+    return fit(spec, galaxies, run, progress=False)
 
 
 def train_until(run: Path, name: str, times: int):
@@ -47,7 +47,7 @@ def train_until(run: Path, name: str, times: int):
                 os.truncate(partial, partial.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    gzpaper.train.atomic = deadly
+    gzpaper.train.atomic = gzpaper.weights.atomic = deadly
     train(run)
 
 
@@ -79,7 +79,7 @@ def digest(path: Path) -> str:
 
 def weights_digest(path: Path) -> str:
     "A digest of the weights alone: the header names the seed."
-    model = gzpaper.train.load_weights(path)[0]
+    model = gzpaper.weights.load_weights(path)[0]
     return hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.state_dict().values())).hexdigest()
 
 

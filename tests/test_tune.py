@@ -17,7 +17,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from gzpaper import paper, predict, tree, tune
+from gzpaper import paper, tree, tune
 from gzpaper.files import read_yaml
 from gzpaper.space import Space, read_space
 from gzpaper.spec import Spec
@@ -26,7 +26,6 @@ from gzpaper.study import (
     NumberedSampler,
     completed,
     defaults,
-    first_number,
     open_storage,
     open_study,
     retry,
