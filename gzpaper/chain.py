@@ -26,7 +26,7 @@ from .tree import InputError
 from .weights import released
 
 # %% auto #0
-__all__ = ['declared', 'read_profile', 'used_definitions', 'execute', 'Step', 'outputs_of', 'plan', 'environment', 'reproduce']
+__all__ = ['declared', 'read_profile', 'execute', 'Step', 'outputs_of', 'plan', 'environment', 'reproduce']
 
 # %% ../nbs/21_chain.ipynb #892ba0dd
 def declared(
@@ -138,7 +138,7 @@ def _taken_apart(module: str, source: str) -> dict[str, tuple[str, frozenset]]: 
     return definitions
 
 # %% ../nbs/21_chain.ipynb #29c33a4e
-def used_definitions(
+def _used_definitions(
     code: str,  # Python, such as a notebook's
 ) -> dict[tuple[str, str], str]:  # (module, name): the code of the definition
     "The definitions of gzpaper that some code uses, directly or through others."
@@ -165,7 +165,7 @@ def _data_fingerprint(parameters: dict) -> str:
 def _notebook_key(name: str, parameters: dict, data: str) -> str:
     "A digest of all that a notebook's results depend on."
     cells = json.loads(notebook_path(name).read_text())["cells"]
-    definitions = used_definitions("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
+    definitions = _used_definitions("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
     values = {k: v for k, v in parameters.items() if k != "data"}
     files = [root() / f"paper/search/{search}.yaml" for search in parameters.get("searches", "").split()]
     files += [root() / "paper/networks.yaml"] * (("paper", "read_networks") in definitions)

@@ -98,7 +98,7 @@ _Test = Annotated[int, typer.Option(help="galaxies in the test part, which is no
 _ParamsFile = Annotated[Path | None, typer.Option(help="a file of parameters, as `gzpaper tune` writes; options go before it")]
 
 # %% ../nbs/24_cli.ipynb #e38dcc57
-_Model = Annotated[str, typer.Option(help="vgg7, vgg11, vgg16, resnet50 or resnet50_lora")]
+_Model = Annotated[str, typer.Option(help="a network, such as vgg7 or resnet50; another name lists all")]
 _Head = Annotated[str, typer.Option(help="sigmoid, tree_softmax or tree_relu")]
 _Width = Annotated[int | None, typer.Option(help="channels of vgg7's first block")]
 _Dropout = Annotated[float, typer.Option(help="probability")]
@@ -234,7 +234,7 @@ def _train(
 def _pretrain(
     out: Annotated[Path, typer.Argument(help="the folder to write; the same command goes on with an unfinished one")],
     n_galaxies: Annotated[int, typer.Option("--galaxies", help="mock galaxies to draw")] = 20_000,
-    model: Annotated[str, typer.Option(help="vgg7, vgg11, vgg16 or resnet50")] = "resnet50",
+    model: Annotated[str, typer.Option(help="a network, such as resnet50")] = "resnet50",
     size: _Size = 64,
     field: _Field = 212.0,
     epochs: _Epochs = 10,

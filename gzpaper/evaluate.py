@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .scores import PARTS, bootstrap_means, rmse, rmse_table
-from .tree import COLUMNS, QUESTIONS, Question, asked, conditional
+from .tree import COLUMNS, QUESTIONS, Question, asked, to_conditional
 from .volunteers import VOLUNTEERS, vote, vote_variance
 
 # %% auto #0
@@ -40,7 +40,7 @@ def confidence(
     predicted: np.ndarray,  # [..., 37]
 ) -> np.ndarray:  # [..., 11]
     "The leading answer's share of each question."
-    shares = conditional(predicted)
+    shares = to_conditional(predicted)
     return np.stack([shares[..., question.slice].max(-1) for question in QUESTIONS], -1)
 
 # %% ../nbs/17_evaluate.ipynb #d61ffe9a
@@ -100,7 +100,7 @@ def ceiling(
     seed: int = 0,
 ) -> np.ndarray:  # [11]; NaN where no galaxy counts
     "How often the leading answer of a second crowd agrees with the first, where at least half of the volunteers were asked."
-    rng, fractions = np.random.default_rng(seed), conditional(true)
+    rng, fractions = np.random.default_rng(seed), to_conditional(true)
     counts, first = _counting(true), leading(true)
     agree = np.mean([leading(vote(fractions, volunteers, rng)) == first for _ in range(crowds)], axis=0)
     return np.array([agree[counts[:, i], i].mean() if counts[:, i].any() else np.nan for i in range(len(QUESTIONS))])
@@ -168,7 +168,7 @@ def calibration_bins(
     bins: int = 10,  # equal ones from 0 to 1
 ) -> pd.DataFrame:  # question, name, answer, low (edge of the bin), n, predicted, observed (means), error (standard, of observed)
     "Predicted against observed conditional fractions, where at least half of the volunteers were asked."
-    p, t, counts, tables = conditional(predicted), conditional(true), _counting(true), []
+    p, t, counts, tables = to_conditional(predicted), to_conditional(true), _counting(true), []
     for i, question in enumerate(QUESTIONS):
         for column, answer in enumerate(question.answers, question.start):
             table = _binned(p[counts[:, i], column], t[counts[:, i], column], bins)
@@ -182,7 +182,7 @@ def calibration_table(
     true: np.ndarray,  # [N, 37]
 ) -> pd.DataFrame:  # part (all or a question's name), n (galaxies, each question's), deviation (mean absolute), ece
     "The expected calibration error of each question and of all, and the deviation of its fractions."
-    bins, off, rows = calibration_bins(predicted, true), np.abs(conditional(predicted) - conditional(true)), []
+    bins, off, rows = calibration_bins(predicted, true), np.abs(to_conditional(predicted) - to_conditional(true)), []
     bins["distance"] = bins.n * (bins.predicted - bins.observed).abs()
     counts = np.repeat(_counting(true), [len(q.codes) for q in QUESTIONS], axis=1)  # [N, 37]
     for part, where in PARTS.items():
@@ -223,7 +223,7 @@ def leading_path(
     values: np.ndarray,  # [37] labels or predictions of one galaxy
 ) -> dict[str, tuple[str, float]]:  # a question's name: its leading answer, and that answer's share
     "The questions that the leading answers lead to, in their order."
-    shares, answers, path, taken = conditional(values), leading(values), {}, set()
+    shares, answers, path, taken = to_conditional(values), leading(values), {}, set()
     for question in (QUESTIONS[number - 1] for number in _ORDER):
         if _is_asked(question, taken):
             best = int(answers[question.number - 1])

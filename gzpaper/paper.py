@@ -32,10 +32,9 @@ from .train import pick_device
 from .tree import COLUMNS, InputError
 
 # %% auto #0
-__all__ = ['STAMP', 'OPENS_TEST', 'FRESH_SEED', 'root', 'runs_folder', 'published_folder', 'published_profile', 'read_chain',
-           'notebook_path', 'notebook_digest', 'Contender', 'read_networks', 'data_folder', 'Results', 'in_few_colours',
-           'keep_figure', 'keep_table', 'Section', 'open_test', 'cross_validation', 'further_predictions', 'pictures',
-           'kept_study', 'Search']
+__all__ = ['OPENS_TEST', 'root', 'runs_folder', 'published_folder', 'published_profile', 'read_chain', 'notebook_path',
+           'notebook_digest', 'Contender', 'read_networks', 'data_folder', 'in_few_colours', 'Section', 'open_test',
+           'cross_validation', 'further_predictions', 'pictures', 'kept_study', 'Search']
 
 # %% ../nbs/19_paper.ipynb #3dbdcfa3
 def root() -> Path:
@@ -127,10 +126,10 @@ def _git_commit() -> str:
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 # %% ../nbs/19_paper.ipynb #2e16f320
-STAMP = "mock galaxies"
+_STAMP = "mock galaxies"
 
 
-class Results:
+class _Results:
     "Where a notebook of the paper keeps what it has found."
 
     def __init__(
@@ -172,8 +171,8 @@ def in_few_colours(picture: Image.Image) -> bytes:  # a PNG
     return png.getvalue()
 
 # %% ../nbs/19_paper.ipynb #758ac9cb
-def keep_figure(
-    results: Results,
+def _keep_figure(
+    results: _Results,
     name: str,
     ax,  # any of the figure's matplotlib Axes
     caption: str,
@@ -181,7 +180,7 @@ def keep_figure(
     "Keep a figure as PDF and PNG, with its provenance."
     figure, path = ax.figure, results.out / f"figures/{name}"
     if results.is_mock:
-        figure.suptitle(STAMP, fontsize=7, color="#D55E00", weight="bold")
+        figure.suptitle(_STAMP, fontsize=7, color="#D55E00", weight="bold")
     with atomic(path.with_suffix(".pdf")) as partial:
         figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
     figure.savefig(png := io.BytesIO(), format="png", pil_kwargs={"optimize": True})
@@ -204,8 +203,8 @@ def _latex(table: pd.DataFrame, name: str, caption: str) -> str:
         index=False, float_format="%.4g", na_rep="", escape=True, caption=safe, label=f"tab:{name}", position="t")
 
 # %% ../nbs/19_paper.ipynb #3f5b2f87
-def keep_table(
-    results: Results,
+def _keep_table(
+    results: _Results,
     name: str,
     table: pd.DataFrame,
     caption: str,
@@ -213,7 +212,7 @@ def keep_table(
     "Keep a table as CSV and LaTeX, with its provenance."
     path = results.out / f"tables/{name}"
     if results.is_mock:
-        table, caption = table.assign(galaxies=STAMP), f"{caption} ({STAMP})"
+        table, caption = table.assign(galaxies=_STAMP), f"{caption} ({_STAMP})"
     with atomic(path.with_suffix(".csv")) as partial:
         table.to_csv(partial, index=False, float_format="%.6g")
     with atomic(path.with_suffix(".tex")) as partial:
@@ -225,7 +224,7 @@ def keep_table(
 OPENS_TEST = "09_final"  # the one section that does
 
 
-class Section(Results):
+class Section(_Results):
     "What a notebook of the paper reads and writes."
 
     def __init__(self, name: str, **parameters):
@@ -257,11 +256,11 @@ class Section(Results):
 
     def figure(self, name: str, ax, caption: str):
         "Keep a figure, given any of its Axes."
-        keep_figure(self, name, ax, caption)
+        _keep_figure(self, name, ax, caption)
 
     def table(self, name: str, table: pd.DataFrame, caption: str) -> pd.DataFrame:
         "Keep a table, and return it."
-        return keep_table(self, name, table, caption)
+        return _keep_table(self, name, table, caption)
 
     def numbers(self, **values) -> dict:
         "Keep the numbers that the report quotes, one file a notebook, and return them."
@@ -340,7 +339,7 @@ def pictures(
     return (np.round(np.stack(shown) / step) * step).astype(np.uint8)
 
 # %% ../nbs/19_paper.ipynb #69212889
-FRESH_SEED = 2_000_000  # and those after it: trials have smaller ones, and so have the trainings in full of their rounds
+_FRESH_SEED = 2_000_000  # and those after it: trials have smaller ones, and so have the trainings in full of their rounds
 
 
 def kept_study(path: Path):  # an optuna.Study or None
@@ -393,7 +392,7 @@ class Search:
 
     def final_specs(self, choice: str, folds: int, epochs: int, seeds: int = 1) -> list[Spec]:  # one a seed
         "Trainings of a choice, for `cross_validation`: on seeds that no training of the search has had."
-        first = FRESH_SEED + self.section.parameters["seed"]
+        first = _FRESH_SEED + self.section.parameters["seed"]
         return [self.space.spec(self.chosen[choice], epochs=epochs, seed=first + i, folds=folds) for i in range(seeds)]
 
 # %% ../nbs/19_paper.ipynb #0569e76c

@@ -18,7 +18,7 @@ from .run import RUN_FILES, Run
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['SHOWN', 'run_folder', 'stage_report', 'report']
+__all__ = ['SHOWN', 'run_folder', 'report']
 
 # %% ../nbs/20_report.ipynb #ae031f49
 def run_folder(
@@ -59,7 +59,7 @@ def _runs_of_notebooks(profile: str, stage: Path) -> dict[str, dict]:  # noteboo
 _SOURCES = ("report.typ", "style.typ", "references.bib", "quoted.yaml", "chain.yaml")
 
 
-def stage_report(
+def _stage_report(
     profile: str,
     stage: Path,  # an empty folder
 ) -> dict[str, str]:  # what typst is told: the profile and the sections
@@ -102,7 +102,7 @@ def report(
     "Make the report of a profile as a PDF. Raises `InputError` for a number that no notebook wrote, or where typst is missing."
     with TemporaryDirectory() as folder:
         stage = Path(folder).resolve()
-        pdf = _compile(stage, stage_report(profile, stage))
+        pdf = _compile(stage, _stage_report(profile, stage))
     with atomic(runs_folder(profile) / "report.pdf") as partial:
         partial.write_bytes(pdf)
     return runs_folder(profile) / "report.pdf"

@@ -32,9 +32,8 @@ from .tree import COLUMNS, InputError
 from .weights import load_weights, read_header
 
 # %% auto #0
-__all__ = ['RUN_FILES', 'TRAINING_MODULES', 'train_and_predict', 'read_half', 'Run', 'find_run', 'Pretraining', 'pretrain',
-           'first_name', 'First', 'versions', 'device_name', 'check_may_train', 'run', 'more_predictions',
-           'cross_validate']
+__all__ = ['RUN_FILES', 'train_and_predict', 'read_half', 'Run', 'find_run', 'Pretraining', 'pretrain', 'first_name', 'First',
+           'versions', 'device_name', 'check_may_train', 'run', 'more_predictions', 'cross_validate']
 
 # %% ../nbs/13_run.ipynb #1e52e0ab
 def train_and_predict(
@@ -172,7 +171,7 @@ class First:
         return weights, {"spec": self.spec.to_dict(), "seconds": _seconds(weights.parent)}
 
 # %% ../nbs/13_run.ipynb #97e5dad8
-TRAINING_MODULES = ("tree", "images", "data", "loader", "models", "spec", "train", "predict")
+_TRAINING_MODULES = ("tree", "images", "data", "loader", "models", "spec", "train", "predict")
 
 
 def versions() -> dict:
@@ -190,7 +189,7 @@ def _make_run(
     teacher: pd.DataFrame | None,
 ):
     "Train a run and write its files."
-    start, notes = None, {"code": code_digest(*TRAINING_MODULES)}
+    start, notes = None, {"code": code_digest(*_TRAINING_MODULES)}
     if pretraining:
         start, notes["pretraining"] = pretraining.make(folder.parent, device)
     train_and_predict(spec, galaxies, folder, device, _write_half, pretrained=start, teacher=teacher)

@@ -20,7 +20,15 @@ from .train import PRECISIONS, build_optimiser, build_schedule
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['REFUSED', 'Space', 'parse_space', 'read_space']
+__all__ = ['Space', 'parse_space', 'read_space']
+
+# %% ../nbs/14_space.ipynb #5abe685f
+def _told_range(distribution: BaseDistribution) -> str:
+    "A range or a choice for people."
+    if isinstance(distribution, CategoricalDistribution):
+        return f"one of {', '.join(map(str, distribution.choices))}"
+    step = f", step {distribution.step}" if distribution.step else ""
+    return f"{distribution.low} to {distribution.high}{step}{', log' if distribution.log else ''}"
 
 # %% ../nbs/14_space.ipynb #e3101080
 @dataclass(frozen=True)
@@ -43,97 +51,108 @@ class Space:
         ranges = {name: _told_range(distribution) for name, distribution in self.searched.items()}
         return {name: str(value) for name, value in sorted({**self.fixed, **ranges, "full_epochs": self.full_epochs}.items())}
 
-# %% ../nbs/14_space.ipynb #5abe685f
-def _told_range(distribution: BaseDistribution) -> str:
-    "A range or a choice for people."
-    if isinstance(distribution, CategoricalDistribution):
-        return f"one of {', '.join(map(str, distribution.choices))}"
-    step = f", step {distribution.step}" if distribution.step else ""
-    return f"{distribution.low} to {distribution.high}{step}{', log' if distribution.log else ''}"
+# %% ../nbs/14_space.ipynb #91bf290e
+def _choice(name: str, values: list) -> CategoricalDistribution:
+    "A choice. Raises `InputError` for one that cannot be."
+    if len(values) < 2 or not all(isinstance(value, str | int | float) for value in values):
+        raise InputError(f"{name} is {values}: a choice takes two values or more")
+    return CategoricalDistribution(values)
 
-# %% ../nbs/14_space.ipynb #e7ac2506
+# %% ../nbs/14_space.ipynb #7cd3522a
+def _check_range(name: str, value: dict, whole: bool):
+    "Refuse a range that cannot be."
+    if not {"low", "high"} <= value.keys() <= {"low", "high", "log", "step"}:
+        raise InputError(f"{name} is {value}: a range takes low and high, and log or step if wanted")
+    numbers = value["low"], value["high"], value.get("step") or 1
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers) or not value["low"] < value["high"]:
+        raise InputError(f"{name} is {value}: low has to be a number below high (0.001, not 1e-3)")
+    if value.get("log") and value["low"] <= 0:
+        raise InputError(f"{name}: low is {value['low']}, but a logarithmic scale starts above 0")
+    if whole and not all(type(number) is int for number in numbers):
+        raise InputError(f"{name} is {value}: it takes whole numbers")
+
+# %% ../nbs/14_space.ipynb #0c0daa62
 def _distribution(name: str, value: dict | list, whole: bool) -> BaseDistribution:
     "What a parameter, a whole number or not, is searched in. Raises `InputError` for a range or a choice that cannot be."
     if isinstance(value, list):
-        if len(value) < 2 or not all(isinstance(v, str | int | float) for v in value):
-            raise InputError(f"{name} is {value}: a choice takes two values or more")
-        return CategoricalDistribution(value)
-    if not {"low", "high"} <= value.keys() <= {"low", "high", "log", "step"}:
-        raise InputError(f"{name} is {value}: a range takes low and high, and log or step if wanted")
+        return _choice(name, value)
+    _check_range(name, value, whole)
     low, high, log, step = value["low"], value["high"], value.get("log", False), value.get("step")
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in (low, high, step or 1)) or not low < high:
-        raise InputError(f"{name} is {value}: low has to be a number below high (0.001, not 1e-3)")
-    if log and low <= 0:
-        raise InputError(f"{name}: low is {low}, but a logarithmic scale starts above 0")
-    if whole and not all(type(v) is int for v in (low, high, step or 1)):
-        raise InputError(f"{name} is {value}: it takes whole numbers")
     try:
         return IntDistribution(low, high, log, step or 1) if whole else FloatDistribution(low, high, log, step)
     except ValueError as error:
         raise InputError(f"{name} is {value}: {error}") from None
 
-# %% ../nbs/14_space.ipynb #78dd87e9
-def _ends(distribution: BaseDistribution) -> list:
-    "The extremes of a range, or all choices."
-    return list(distribution.choices) if isinstance(distribution, CategoricalDistribution) else [distribution.low, distribution.high]
+# %% ../nbs/14_space.ipynb #310996eb
+_REFUSED = {"seed": "an option of `gzpaper tune`", "folds": "an option of `gzpaper tune`", "fold": "chosen by `gzpaper tune`",
+            "pretrained": "not searched: tune from random weights", "teacher": "not searched: tune on the labels"}
 
-# %% ../nbs/14_space.ipynb #d05471f0
-def _holds(distribution: BaseDistribution, value) -> bool:
-    "Whether a value is one of those in a range or a choice."
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    steps = (value - distribution.low) / (distribution.step or 1)
-    return distribution.low <= value <= distribution.high and (not distribution.step or math.isclose(steps, round(steps)))
+# %% ../nbs/14_space.ipynb #7d3bb7ce
+def _check_names(values: dict):
+    "Refuse a space without its epochs, and one that says what is not for a space to say."
+    for name in ("epochs", "full_epochs"):
+        if type(values.get(name)) is not int or values[name] < 1:
+            raise InputError(f"{name} is {values.get(name)}: it takes a whole number, the epochs of a trial or of a training in full")
+    for name in values.keys() & _REFUSED.keys():
+        raise InputError(f"{name} cannot be given here: it is {_REFUSED[name]}")
 
-# %% ../nbs/14_space.ipynb #9a3eb0b9
-REFUSED = {"seed": "an option of `gzpaper tune`", "folds": "an option of `gzpaper tune`", "fold": "chosen by `gzpaper tune`",
-           "pretrained": "not searched: tune from random weights", "teacher": "not searched: tune on the labels"}
+# %% ../nbs/14_space.ipynb #c9ae83f2
+def _space(
+    values: dict,  # name: value, a range or a choice; names have dots
+) -> Space:
+    "A space from what its file says."
+    plain = {name: value for name, value in values.items() if not isinstance(value, dict | list) and name != "full_epochs"}
+    own = flattened(Spec.from_dict(nested(plain)).to_dict())  # with the trainer's values of all others
+    searched = {name: _distribution(name, value, type(own.get(name)) is int) for name, value in values.items()
+                if isinstance(value, dict | list)}
+    return Space(plain, searched, values["full_epochs"])
 
-# %% ../nbs/14_space.ipynb #e42fc0a7
+# %% ../nbs/14_space.ipynb #867babc5
 def parse_space(
     path: str | Path,  # a YAML file, such as paper/search/vgg7.yaml
 ) -> Space:
     "A search space as its file has it. Raises `InputError` for what a space cannot say, with its name."
     try:
         values = flattened(read_yaml(path))
-        for name in ("epochs", "full_epochs"):
-            if type(values.get(name)) is not int or values[name] < 1:
-                raise InputError(f"{name} is {values.get(name)}: it takes a whole number, the epochs of a trial or of a training in full")
-        for name in values.keys() & REFUSED.keys():
-            raise InputError(f"{name} cannot be given here: it is {REFUSED[name]}")
-        plain = {name: value for name, value in values.items() if not isinstance(value, dict | list) and name != "full_epochs"}
-        own = flattened(Spec.from_dict(nested(plain)).to_dict())  # with the trainer's values of all others
-        searched = {name: _distribution(name, value, type(own.get(name)) is int) for name, value in values.items()
-                    if isinstance(value, dict | list)}
-        return Space(plain, searched, values["full_epochs"])
+        _check_names(values)
+        return _space(values)
     except InputError as error:
         raise InputError(f"{path}: {str(error).removeprefix(f'{path} ')}") from None
 
-# %% ../nbs/14_space.ipynb #740a1ea9
+# %% ../nbs/14_space.ipynb #78dd87e9
+def _ends(distribution: BaseDistribution) -> list:
+    "The extremes of a range, or all choices."
+    return list(distribution.choices) if isinstance(distribution, CategoricalDistribution) else [distribution.low, distribution.high]
+
+# %% ../nbs/14_space.ipynb #f9e8aaa8
+def _try_to_build(spec: Spec):
+    "Build what a training needs, without weights. Raises what building raises."
+    store_side(spec.size, spec.field)
+    if spec.precision not in ("auto", *PRECISIONS):
+        raise InputError(f"there is no precision '{spec.precision}'")
+    with torch.device("meta"):  # shapes without weights
+        build_schedule(spec, build_optimiser(spec, build_model(spec.model, size=spec.size, **spec.model_parameters)), 100)
+
+# %% ../nbs/14_space.ipynb #5de75af7
+def _check_ends(space: Space):
+    "Refuse a space in which nothing is searched, and an end of which no training can be made."
+    if not space.searched:
+        raise InputError("nothing is searched: give some parameter a range or a list")
+    for name, distribution in space.searched.items():
+        for end in _ends(distribution):
+            try:
+                _try_to_build(space.spec({name: end}))
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise InputError(f"{name}: no training can be made with {end} ({str(error).splitlines()[0]})") from None
+
+# %% ../nbs/14_space.ipynb #b8a01c9e
 def read_space(
     path: str | Path,  # a YAML file, such as paper/search/vgg7.yaml
 ) -> Space:
     "A search space whose trainings can be made: takes seconds to try. Raises `InputError` for what cannot be searched, with its name."
     space = parse_space(path)
     try:
-        return _checked(space)
+        _check_ends(space)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-# %% ../nbs/14_space.ipynb #1dc13b0f
-def _checked(space: Space) -> Space:
-    "The same space, of each of whose ends a training can be made."
-    if not space.searched:
-        raise InputError("nothing is searched: give some parameter a range or a list")
-    for name, distribution in space.searched.items():
-        for end in _ends(distribution):
-            try:
-                spec = space.spec({name: end})
-                store_side(spec.size, spec.field)
-                if spec.precision not in ("auto", *PRECISIONS):
-                    raise InputError(f"there is no precision '{spec.precision}'")
-                with torch.device("meta"):  # shapes without weights
-                    build_schedule(spec, build_optimiser(spec, build_model(spec.model, size=spec.size, **spec.model_parameters)), 100)
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise InputError(f"{name}: no training can be made with {end} ({str(error).splitlines()[0]})") from None
     return space

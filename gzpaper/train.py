@@ -39,9 +39,8 @@ from .tree import InputError, align
 from .weights import Input, read_header, save_weights
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'CHECK_EVERY', 'pick_device', 'pick_precision', 'build_optimiser',
-           'build_schedule', 'World', 'join', 'can_compile', 'autocast', 'Learner', 'TrainingFailed', 'Training',
-           'predict_batches', 'fit']
+__all__ = ['PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'pick_device', 'pick_precision', 'build_optimiser', 'build_schedule',
+           'World', 'join', 'can_compile', 'autocast', 'TrainingFailed', 'Training', 'predict_batches', 'fit']
 
 # %% ../nbs/11_train.ipynb #28cfc9c5
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -248,7 +247,7 @@ def _faster(model: nn.Module, device: torch.device, world: World, compile: bool)
     return torch.compile(network, dynamic=False) if compile and can_compile(device) else network
 
 # %% ../nbs/11_train.ipynb #c0afaf2e
-class Learner:
+class _Learner:
     "A network and all that adjusts it."
 
     def __init__(
@@ -283,7 +282,7 @@ class Learner:
 
 # %% ../nbs/11_train.ipynb #b5c58c31
 def _backward(
-    learner: Learner,
+    learner: _Learner,
     images: torch.Tensor,  # [B, 3, size, size]
     labels: torch.Tensor,  # [B, 37]
     together: int,  # galaxies in this batch, those of the other processes included
@@ -301,7 +300,7 @@ def _backward(
     return loss
 
 # %% ../nbs/11_train.ipynb #41311862
-def _stepped(learner: Learner) -> bool:
+def _stepped(learner: _Learner) -> bool:
     "Adjust the weights; False if scaled gradients have overflowed."
     if not learner.scaler.is_enabled():
         learner.optimiser.step()
@@ -312,7 +311,7 @@ def _stepped(learner: Learner) -> bool:
     return learner.scaler.get_scale() >= before
 
 
-def _adjust(learner: Learner):
+def _adjust(learner: _Learner):
     "Adjust the weights, their average and the schedule."
     learner.scaler.unscale_(learner.optimiser)
     nn.utils.clip_grad_norm_(learner.model.parameters(), learner.spec.clip)
@@ -332,19 +331,19 @@ def _slower(spec: Spec, history: list) -> str:
     return f"start again in another folder with a learning_rate below {spec.learning_rate}{kept}"
 
 # %% ../nbs/11_train.ipynb #6b306661
-CHECK_EVERY = 20  # steps
+_CHECK_EVERY = 20  # steps
 
 
 def _check_losses(training: Training, losses: list[torch.Tensor]):
     "Raise `TrainingFailed` if one of the last losses is not finite."
-    recent = torch.stack(losses[-CHECK_EVERY:]).tolist()
+    recent = torch.stack(losses[-_CHECK_EVERY:]).tolist()
     for i, loss in enumerate(recent, len(losses) - len(recent) + 1):
         if not math.isfinite(loss):
             raise TrainingFailed(f"the loss is {loss} in epoch {len(training.history) + 1}, step {i} of {len(training.batches)}: "
                                  f"{_slower(training.spec, training.history)}")
 
 # %% ../nbs/11_train.ipynb #d0f0f908
-class Training(Learner):
+class Training(_Learner):
     "A network that learns from galaxies, epoch after epoch."
 
     def __init__(
@@ -379,7 +378,7 @@ class Training(Learner):
         for (images, labels), together in zip(self.batches.epoch(number), self.batches.sizes):
             losses.append(self.step(images, labels, together))
             total += losses[-1] * len(images)
-            if len(losses) % CHECK_EVERY == 0:
+            if len(losses) % _CHECK_EVERY == 0:
                 _check_losses(self, losses)
             tick(together)
         _check_losses(self, losses)

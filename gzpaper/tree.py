@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 # %% auto #0
-__all__ = ['QUESTIONS', 'COLUMNS', 'IN_WORDS', 'AFTER_STAR', 'SUM_TOLERANCE', 'InputError', 'Question', 'to_conditional',
-           'to_labels', 'conditional', 'asked', 'predictions_table', 'align', 'check_labels', 'draw_tree']
+__all__ = ['QUESTIONS', 'COLUMNS', 'IN_WORDS', 'AFTER_STAR', 'InputError', 'Question', 'to_labels', 'to_conditional', 'asked',
+           'predictions_table', 'align', 'check_labels', 'draw_tree']
 
 # %% ../nbs/00_tree.ipynb #32c0176c
 class InputError(ValueError):
@@ -55,7 +55,7 @@ class Question:
         "The answers in plain words."
         return [code.split("_", 1)[1].replace("_", " ").replace("cant", "can't") for code in self.codes]
 
-# %% ../nbs/00_tree.ipynb #21383e19
+# %% ../nbs/00_tree.ipynb #9df9d556
 QUESTIONS = (
     Question(1, "smooth_or_features", "Is the galaxy simply smooth and rounded, with no sign of a disk?", 0, None,
              ("a01_smooth", "a02_features_or_disk", "a03_star_or_artifact")),
@@ -75,42 +75,21 @@ QUESTIONS = (
              ("a31_1", "a32_2", "a33_3", "a34_4", "a36_more_than_4", "a37_cant_tell")),
 )
 COLUMNS = [column for question in QUESTIONS for column in question.columns]
+
+# %% ../nbs/00_tree.ipynb #c5dc6888
 _ABOUT = {2: "edge-on", 5: "bulge", 6: "odd", 9: "bulge", 10: "arms", 11: "arms"}  # what an answer of few words is about
 IN_WORDS = {column: answer.removesuffix(" or disk") if _ABOUT.get(q.number, "") in answer else f"{_ABOUT[q.number]} {answer}"
             for q in QUESTIONS for column, answer in zip(q.columns, q.answers)}  # each label in words, for captions
-# [37]: the answers to questions 6 and 8, which are shares of those who did not say "star"; all others are shares of everybody
-AFTER_STAR = np.array([question.number in (6, 8) for question in QUESTIONS for _ in question.codes])
 
-# %% ../nbs/00_tree.ipynb #f8f4fef4
-def _columns(values, question: Question):
-    "The columns of one question, whatever the array library."
-    return values[..., question.slice]
+# %% ../nbs/00_tree.ipynb #49a86764
+AFTER_STAR = np.array([question.number in (6, 8) for question in QUESTIONS for _ in question.codes])  # [37] bool
 
-# %% ../nbs/00_tree.ipynb #a05dac01
-def _parent(values, question: Question):
-    "The value of a question's parent answer, [..., 1]; 1 where there is none."
-    if question.parent is None:
-        return 1.0
-    i = COLUMNS.index(question.parent)
-    return values[..., i : i + 1]
-
-# %% ../nbs/00_tree.ipynb #9097f970
+# %% ../nbs/00_tree.ipynb #c487f85b
 def _concatenate(parts: list):
+    "Join arrays or tensors along their last axis."
     return torch.cat(parts, dim=-1) if isinstance(parts[0], torch.Tensor) else np.concatenate(parts, axis=-1)
 
-# %% ../nbs/00_tree.ipynb #84a2ab2d
-def to_conditional(
-    labels: np.ndarray | torch.Tensor,  # [..., 37] in the order of COLUMNS
-) -> np.ndarray | torch.Tensor:  # [..., 37]: each question's answers sum to 1, or are 0 where nobody was asked
-    "Kaggle's labels to the vote fractions among those who were asked."
-    parts = []
-    for question in QUESTIONS:
-        parent = _parent(labels, question)
-        empty = (parent == 0) * 1 if question.parent else 0
-        parts.append(_columns(labels, question) * (1 - empty) / (parent + empty))
-    return _concatenate(parts)
-
-# %% ../nbs/00_tree.ipynb #0b637b82
+# %% ../nbs/00_tree.ipynb #3e4ab119
 def to_labels(
     fractions: np.ndarray | torch.Tensor,  # [..., 37] conditional vote fractions in the order of COLUMNS
 ) -> np.ndarray | torch.Tensor:  # [..., 37] Kaggle's labels
@@ -118,21 +97,35 @@ def to_labels(
     parts, labels = [], {}
     for question in QUESTIONS:
         parent = labels[question.parent] if question.parent else 1.0
-        parts.append(_columns(fractions, question) * parent)
+        parts.append(fractions[..., question.slice] * parent)
         labels.update({column: parts[-1][..., i : i + 1] for i, column in enumerate(question.columns)})
     return _concatenate(parts)
 
-# %% ../nbs/00_tree.ipynb #aa025982
-def conditional(
-    values: np.ndarray,  # [..., 37] labels or predictions
-) -> np.ndarray:  # [..., 37]: each question's answers sum to 1, or are 0 where all were
-    "Each answer's share of its question; of predictions too that do not obey the tree."
-    values, shares = np.asarray(values, np.float64), np.zeros(np.shape(values))
-    for question in QUESTIONS:
-        part = values[..., question.slice]
-        total = part.sum(-1, keepdims=True)
-        np.divide(part, total, out=shares[..., question.slice], where=total > 0)
-    return shares
+# %% ../nbs/00_tree.ipynb #68ee6624
+def _shares(
+    answers: np.ndarray | torch.Tensor,  # [..., answers of one question]
+) -> np.ndarray | torch.Tensor:  # the same shape
+    "Each answer over the sum of the answers; 0 where the sum is not above 0."
+    where, total = torch.where if isinstance(answers, torch.Tensor) else np.where, answers.sum(-1, keepdims=True)
+    return where(total > 0, answers / where(total > 0, total, 1.0), 0.0)
+
+# %% ../nbs/00_tree.ipynb #c3b2ef98
+def to_conditional(
+    values: np.ndarray | torch.Tensor,  # [..., 37] labels or predictions in the order of COLUMNS
+) -> np.ndarray | torch.Tensor:  # [..., 37] each question's answers sum to 1, or are 0 where all were; float64 unless a tensor
+    "Each answer's share of its question: the vote fractions among those who were asked."
+    if isinstance(values, torch.Tensor):
+        return _concatenate([_shares(values[..., question.slice]) for question in QUESTIONS])
+    values = np.asarray(values, np.float64)
+    return np.ascontiguousarray(_concatenate([_shares(values[..., question.slice]) for question in QUESTIONS]))
+
+# %% ../nbs/00_tree.ipynb #174cb07f
+def _parent(values, question: Question):
+    "The values of a question's parent answer, [..., 1]; 1 where there is none."
+    if question.parent is None:
+        return 1.0
+    i = COLUMNS.index(question.parent)
+    return values[..., i : i + 1]
 
 # %% ../nbs/00_tree.ipynb #39bc4ed5
 def asked(
@@ -143,12 +136,12 @@ def asked(
     among = [1.0 - star if AFTER_STAR[question.start] else 1.0 + 0.0 * star for question in QUESTIONS]
     return _concatenate([_parent(labels, question) * part for question, part in zip(QUESTIONS, among)])
 
-# %% ../nbs/00_tree.ipynb #15c6e19d
+# %% ../nbs/00_tree.ipynb #98a03171
 def predictions_table(
     ids,  # [N] GalaxyIDs
     values: np.ndarray,  # [N, 37] predicted labels in the order of COLUMNS
 ) -> pd.DataFrame:  # the columns `GalaxyID`, `Class1.1`, ..., `Class11.6`
-    "The one predictions table."
+    "A predictions table."
     table = pd.DataFrame(np.asarray(values), columns=COLUMNS)
     table.insert(0, "GalaxyID", np.asarray(ids))
     return table
@@ -164,33 +157,40 @@ def align(
         raise InputError(f"there is no prediction for GalaxyID {missing[0]} ({len(missing)} of {len(ids)} are missing)")
     return predictions.set_index("GalaxyID")[COLUMNS].loc[ids].to_numpy(np.float64)
 
-# %% ../nbs/00_tree.ipynb #f7cdfd35
-SUM_TOLERANCE = 2e-4
+# %% ../nbs/00_tree.ipynb #915f51be
+def _problems(
+    values: np.ndarray,  # [N, 37] labels
+    question: Question,
+    tolerance: float,  # by how much the question's sum may miss its parent's value
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # the problem: which galaxies have it [N], and the value to report of each [N]
+    "What can be wrong with the labels of one question."
+    part = values[..., question.slice]
+    off = np.abs(part.sum(1) - np.broadcast_to(_parent(values, question), (len(part), 1))[:, 0])
+    outside = ((part < 0) | (part > 1)).any(1)
+    worst = part[np.arange(len(part)), np.abs(part - 0.5).argmax(1)]
+    return {
+        "not a number": (np.isnan(part).any(1), part.sum(1)),
+        "outside [0, 1]": (outside, worst),
+        f"does not sum to {question.parent or 1}": (~outside & (off > tolerance), off),
+    }
 
-# %% ../nbs/00_tree.ipynb #60a9b10f
+# %% ../nbs/00_tree.ipynb #68908d49
+_SUM_TOLERANCE = 2e-4
+
+
 def check_labels(
     table: pd.DataFrame,  # `GalaxyID` and the 37 columns
-    tolerance: float = SUM_TOLERANCE,  # by how much a question's sum may miss its parent's value
+    tolerance: float = _SUM_TOLERANCE,  # by how much a question's sum may miss its parent's value
 ) -> pd.DataFrame:  # one row a violation: GalaxyID, question, problem, value
     "Every violation of the tree in a table of labels. Raises `InputError` if a column is missing."
     missing = [c for c in ["GalaxyID", *COLUMNS] if c not in table.columns]
     if missing:
         raise InputError(f"column {missing[0]} is missing: a label table has GalaxyID and the 37 columns Class1.1 to Class11.6")
     values = table[COLUMNS].to_numpy(np.float64)
-    found = []
-    for question in QUESTIONS:
-        part = _columns(values, question)
-        off = np.abs(part.sum(1) - np.broadcast_to(_parent(values, question), (len(part), 1))[:, 0])
-        outside = ((part < 0) | (part > 1)).any(1)
-        worst = part[np.arange(len(part)), np.abs(part - 0.5).argmax(1)]
-        problems = {
-            "not a number": (np.isnan(part).any(1), part.sum(1)),
-            "outside [0, 1]": (outside, worst),
-            f"does not sum to {question.parent or 1}": (~outside & (off > tolerance), off),
-        }
-        found += [(table.GalaxyID.iloc[i], question.number, problem, value[i])
-                  for problem, (bad, value) in problems.items() for i in np.flatnonzero(bad)]
-    return pd.DataFrame(found, columns=["GalaxyID", "question", "problem", "value"])
+    violations = [(table.GalaxyID.iloc[i], question.number, problem, value[i])
+                  for question in QUESTIONS
+                  for problem, (bad, value) in _problems(values, question, tolerance).items() for i in np.flatnonzero(bad)]
+    return pd.DataFrame(violations, columns=["GalaxyID", "question", "problem", "value"])
 
 # %% ../nbs/00_tree.ipynb #070af519
 # Left edge and top of each question's box, in the drawing's units: one is the height of a line of text.
@@ -210,22 +210,27 @@ def _draw_question(ax, question: Question):
     for i, answer in enumerate(question.answers):
         ax.text(x + 0.5, y - 1.5 - i, answer, va="center", fontsize=7)
 
-# %% ../nbs/00_tree.ipynb #e6b53b07
+# %% ../nbs/00_tree.ipynb #09ce33e8
+def _draw_arrow(ax, question: Question):
+    "The arrow from a question's parent answer to the question."
+    before = next(q for q in QUESTIONS if question.parent in q.columns)
+    x, y = _PLACES[before.number]
+    start = (x + _WIDTH + 0.15, y - 1.5 - before.columns.index(question.parent))
+    left, top = _PLACES[question.number]
+    ax.annotate("", (left - 0.1, top - 0.5), start, arrowprops={"arrowstyle": "->", "color": "0.4", "shrinkA": 0, "shrinkB": 0})
+
+# %% ../nbs/00_tree.ipynb #7a4143fb
 def draw_tree(
     ax=None,  # matplotlib Axes to draw on; None: a new figure
 ):  # the Axes
-    "The decision tree: each question with its answers, an arrow from an answer to the question that it opens."
+    "The decision tree: each question with its answers, an arrow from an answer to the question that follows."
     from matplotlib import pyplot as plt
 
     ax = ax or plt.subplots(figsize=(7.2, 5.6))[1]
     for question in QUESTIONS:
         _draw_question(ax, question)
         if question.parent:
-            opener = next(q for q in QUESTIONS if question.parent in q.columns)
-            x, y = _PLACES[opener.number]
-            start = (x + _WIDTH + 0.15, y - 1.5 - opener.columns.index(question.parent))
-            left, top = _PLACES[question.number]
-            ax.annotate("", (left - 0.1, top - 0.5), start, arrowprops={"arrowstyle": "->", "color": "0.4", "shrinkA": 0, "shrinkB": 0})
+            _draw_arrow(ax, question)
     ax.set(xlim=(-0.5, 35), ylim=(-20.5, 7.8))
     ax.axis("off")
     return ax

@@ -525,7 +525,7 @@ def test_training_blows_up(what, last, every, mock_folder, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("gzpaper.train.F.mse_loss", mishap)
-        patch.setattr("gzpaper.train.CHECK_EVERY", every)
+        patch.setattr("gzpaper.train._CHECK_EVERY", every)
         cli(*command, "--out", tmp_path / "run").refused(words[last], "a learning_rate below 0.002", "the checkpoint", "is kept")
     assert len(calls) == 12 or every == 1
     assert pd.read_csv(tmp_path / "run/history.csv").epoch.tolist() == [1]

@@ -25,7 +25,7 @@ from gzpaper.evaluate import (
 )
 from gzpaper.mock import answer_probabilities, draw_galaxy
 from gzpaper.scores import against_table, compare, rmse, rmse_table
-from gzpaper.tree import COLUMNS, QUESTIONS, asked, conditional, predictions_table
+from gzpaper.tree import COLUMNS, QUESTIONS, asked, predictions_table, to_conditional
 from gzpaper.volunteers import expected_labels, labels_from_votes, vote
 
 LABELS = "training_solutions_rev1.csv"
@@ -126,8 +126,8 @@ def test_calibration_error_by_hand():
 
 
 def test_the_mean_is_calibrated_and_extremes_are_not(labels):
-    mean = calibration_table(np.tile(conditional(labels).mean(0), (len(labels), 1)), labels).iloc[0]
-    extreme = calibration_table(conditional(labels[np.random.default_rng(0).permutation(len(labels))]).round(), labels).iloc[0]
+    mean = calibration_table(np.tile(to_conditional(labels).mean(0), (len(labels), 1)), labels).iloc[0]
+    extreme = calibration_table(to_conditional(labels[np.random.default_rng(0).permutation(len(labels))]).round(), labels).iloc[0]
     assert mean.ece < mean.deviation and extreme.ece > 0.1
 
 

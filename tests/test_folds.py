@@ -17,11 +17,11 @@ import torch
 from conftest import TINY, assert_says, toy_galaxies
 
 import gzpaper.predict
-from gzpaper.data import Galaxies
+from gzpaper.data import Galaxies, read_table
 from gzpaper.data import folds as fold_numbers
 from gzpaper.files import atomic
 from gzpaper.images import PixelStore
-from gzpaper.predict import predict_held_out, read_predictions
+from gzpaper.predict import predict_held_out
 from gzpaper.run import cross_validate
 from gzpaper.scores import rmse
 from gzpaper.spec import Spec, split_rows
@@ -76,7 +76,7 @@ def test_each_galaxy_once_by_a_network_that_has_not_learned_it(whole):
     folder, _, found = whole
     galaxies = toys(folder.with_name("store"))
     outside = galaxies.ids[galaxies.part != "test"].tolist()
-    together = read_predictions(folder / "out_of_fold.csv")
+    together = read_table(folder / "out_of_fold.csv", complete=True)
     assert together.GalaxyID.tolist() == outside
     assert [fold for fold, _ in found] == [1, 1, 2, 2, 3, 3]
     for fold, learned in found:
@@ -221,4 +221,4 @@ def test_command(mock_folder, tmp_path, cli):
     with lessons() as found:
         assert cli(*command).out == done.out
     assert not found
-    assert len(read_predictions(out / "out_of_fold.csv")) == 32
+    assert len(read_table(out / "out_of_fold.csv", complete=True)) == 32

@@ -71,6 +71,18 @@ def test_gradients_reach_all_that_is_trained(name, size, head):
             assert value.grad.isfinite().all() and (value.ndim < 2 or value.grad.any()), key
 
 
+@pytest.mark.parametrize("stride, side", [(4, 2), (2, 4), (1, 8)])
+def test_the_stem_of_resnet50_decides_the_last_map(stride, side):
+    "At 64 px; the weights do not depend on it."
+    torch.manual_seed(0)
+    network = build_model("resnet50", 64, hidden=8, stem_stride=stride)
+    maps = []
+    network.features.layer4.register_forward_hook(lambda layer, _, out: maps.append(out.shape[-1]))
+    with torch.inference_mode():
+        network.eval()(torch.zeros(1, 3, 64, 64))
+    assert maps == [side]
+
+
 @pytest.mark.parametrize("name, size, head", CASES)
 def test_half_precision_differs_little(name, size, head):
     network = made(name, size, head).eval()

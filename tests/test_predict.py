@@ -19,7 +19,7 @@ from gzpaper.catalogue import check_submission, predict_folder
 from gzpaper.data import read_labels, read_table
 from gzpaper.images import CROP, Images, decode, scale_area
 from gzpaper.paper import root
-from gzpaper.predict import Ensemble, at_scale, predict_images, read_predictions, write_predictions
+from gzpaper.predict import Ensemble, at_scale, predict_images, write_predictions
 from gzpaper.scores import training_mean
 from gzpaper.spec import Spec
 from gzpaper.tree import COLUMNS, InputError, predictions_table
@@ -42,11 +42,11 @@ def members(tmp_path_factory) -> list[Path]:
 @pytest.fixture
 def parts_of_eight(monkeypatch):
     "Five parts of the 40 mock galaxies."
-    monkeypatch.setattr(predict, "PART", 8)
+    monkeypatch.setattr(predict, "_PART", 8)
 
 
 def table_of(folder: Path, name: str = "out.csv") -> pd.DataFrame:
-    return read_predictions(folder / name)
+    return read_table(folder / name, complete=True)
 
 
 def test_an_ensemble_is_the_mean_of_its_members(mock_folder, members):
@@ -102,17 +102,17 @@ def test_shares_make_one_table(mock_folder, members, tmp_path, parts_of_eight):
 
 def test_two_shares_end_at_once(mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
     "Both find all parts there; the second to write finds that the first has."
-    predict_parts = catalogue._predict_parts
+    predict_share = catalogue._predict_share
 
     def share(number: int):
         return predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(number, 2), **FEW)
 
     def slowly(*arguments):
-        predict_parts(*arguments)
-        monkeypatch.setattr(catalogue, "_predict_parts", predict_parts)
+        predict_share(*arguments)
+        monkeypatch.setattr(catalogue, "_predict_share", predict_share)
         assert share(2) == (N, 0)
 
-    monkeypatch.setattr(catalogue, "_predict_parts", slowly)
+    monkeypatch.setattr(catalogue, "_predict_share", slowly)
     assert share(1) == (N, 0)
     assert_whole(tmp_path)
 
@@ -144,7 +144,7 @@ def test_images_that_were_cut_again_are_predicted_again(damaged, members, tmp_pa
 def test_ids_that_parquet_keeps_as_text(mock_folder, members, tmp_path):
     table = predict_images(members[0], mock_folder / IMAGES, **FEW)
     table.astype({"GalaxyID": str}).to_parquet(tmp_path / "text.parquet")
-    pd.testing.assert_frame_equal(read_predictions(tmp_path / "text.parquet"), table)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "text.parquet", complete=True), table)
 
 
 def test_a_share_without_an_image_is_noticed(damaged, members, tmp_path, parts_of_eight):
@@ -212,8 +212,7 @@ def fits_file(arrays: list[np.ndarray], compressed: bool = False) -> bytes:
 
 
 def test_fits_bands_look_like_the_mocks_that_were_made_to_look_like_the_challenge():
-    from gzpaper.images import _BAND_WEIGHTS
-    from gzpaper.mock import stretch
+    from gzpaper.mock import _BAND_WEIGHTS, stretch
 
     light = next(light for light in map(light_of, range(20)) if light.shape[1] >= CROP)
     edge = (light.shape[1] - CROP) // 2
@@ -279,8 +278,8 @@ def test_stores_take_jpeg_alone(mock_folder, tmp_path):
 
 
 def test_no_astropy(tmp_path, weights, cli, monkeypatch):
-    monkeypatch.setattr("gzpaper.data.find_spec", lambda name: None)
-    monkeypatch.setattr("gzpaper.predict.find_spec", lambda name: None)
+    monkeypatch.setattr("gzpaper.images.find_spec", lambda name: None)
+    monkeypatch.setattr("gzpaper.catalogue.find_spec", lambda name: None)
     (tmp_path / "1.fits").write_bytes(b"")
     cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.fits", "astropy", "pip install astropy")
     cli("predict", tmp_path, "--weights", weights, "--catalogue", tmp_path / "c.fits").refused("c.fits", "pip install astropy")
@@ -473,7 +472,7 @@ def memory_while_writing(images: Path, weights: Path, out: Path, keep: bool = Fa
     import torch
 
     torch.set_num_threads(1)
-    found, kept, write, read_ahead = [], [], predict.write_predictions, predict._read_ahead
+    found, kept, write, read_ahead = [], [], catalogue.write_predictions, predict._read_ahead
 
     def measured(*arguments):
         found.append(private_memory())
@@ -484,7 +483,7 @@ def memory_while_writing(images: Path, weights: Path, out: Path, keep: bool = Fa
             kept.append(part)
             yield part
 
-    predict.write_predictions = measured
+    catalogue.write_predictions = measured
     predict._read_ahead = keeping if keep else read_ahead
     predict_folder(images, out, [weights], **FEW)
     return found[0]

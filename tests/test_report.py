@@ -11,7 +11,7 @@ import pytest
 
 from gzpaper import paper
 from gzpaper.files import read_yaml
-from gzpaper.report import _compile, stage_report
+from gzpaper.report import _compile, _stage_report
 from gzpaper.scores import CHALLENGE_MEAN, LEADERBOARD
 from gzpaper.tree import InputError
 
@@ -33,7 +33,7 @@ def stage(tmp_path, monkeypatch) -> Path:
     "What the report of the published results is compiled from."
     monkeypatch.setenv("GZPAPER_RUNS", str(tmp_path / "runs"))
     (tmp_path / "stage").mkdir()
-    inputs = stage_report(paper.published_profile(), tmp_path / "stage")
+    inputs = _stage_report(paper.published_profile(), tmp_path / "stage")
     (tmp_path / "stage/inputs.json").write_text(json.dumps(inputs))
     return tmp_path / "stage"
 

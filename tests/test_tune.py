@@ -49,6 +49,9 @@ model_parameters: {width: {low: 2, high: 4}, hidden: 16}
 WORKER = """
 import os, sys, time
 from pathlib import Path
+from gzpaper import tune
+from gzpaper.space import read_space
+from gzpaper.study import first_number, open_storage, open_study
 
 where, data, folder, trials, victim = sys.argv[1:]
 folder, report = Path(folder), tune._report
@@ -60,7 +63,7 @@ def noted(trial, value, step, steps):
     if int(victim):
         time.sleep(600)
 
-tune._report, tune.POLL_S = noted, 1
+tune._report, tune._POLL_S = noted, 1
 space = read_space(folder / "space.yaml")
 tuning = tune.Tuning(space, tune.galaxies_of(data, folder, 8, 8), folder, progress=False)
 study = open_study("many", space, open_storage(where, heartbeat_s=3), tuning.digest)
@@ -70,16 +73,17 @@ tune.search(study, tuning, int(trials))
 # `gzpaper tune`, which notes the weights that it predicts with after a training in full.
 NOTED_ROUND = """
 import os
+from gzpaper import tune
 from gzpaper.cli import main
 
-predict = predict.predict_held_out
+predict = tune.predict_held_out
 
 def noted(weights, *others):
     with open(os.environ["LOG"], "a") as log:
         log.write(f"{weights}\\n")
     return predict(weights, *others)
 
-predict.predict_held_out = noted
+tune.predict_held_out = noted
 main()
 """
 
