@@ -30,7 +30,7 @@ from .tree import COLUMNS, QUESTIONS, InputError, Question, asked, predictions_t
 from .weights import released
 
 # %% auto #0
-__all__ = ['CATALOGUES', 'check_submission', 'catalogue', 'catalogue_columns', 'write_catalogue', 'bad_path', 'predict_folder']
+__all__ = ['check_submission', 'catalogue', 'catalogue_columns', 'write_catalogue', 'bad_path', 'predict_folder']
 
 # %% ../nbs/23_catalogue.ipynb #bcd40ff7
 def _header(path: str | Path) -> list[str]:
@@ -103,12 +103,12 @@ def catalogue_columns() -> dict[str, str]:  # name: description
     return columns
 
 # %% ../nbs/23_catalogue.ipynb #0b839950
-CATALOGUES = (".csv", ".parquet", ".fits")  # what a catalogue may end in
+_CATALOGUES = (".csv", ".parquet", ".fits")  # what a catalogue may end in
 
 # %% ../nbs/23_catalogue.ipynb #787a07af
 def _check_catalogue(path: str | Path):
     "Make sure that a catalogue can be written. Raises `InputError` if not."
-    check_output(path, *CATALOGUES)
+    check_output(path, *_CATALOGUES)
     if Path(path).suffix == ".fits" and not find_spec("astropy"):
         raise InputError(f"{path} is written with astropy, which is not installed: pip install astropy, or name a .csv or .parquet file")
 

@@ -26,10 +26,10 @@ from .tree import InputError
 from .weights import released
 
 # %% auto #0
-__all__ = ['declared', 'read_profile', 'execute', 'Step', 'outputs_of', 'plan', 'environment', 'reproduce']
+__all__ = ['read_profile', 'plan', 'reproduce']
 
 # %% ../nbs/21_chain.ipynb #892ba0dd
-def declared(
+def _declared(
     name: str,  # of a notebook of the paper
 ) -> dict[str, str]:  # each parameter's type: int, float or str
     "The parameters that a notebook of the paper declares."
@@ -46,7 +46,7 @@ def _is_a(value, kind: str) -> bool:
 
 def _check_parameters(where: str, parameters: dict):
     "Refuse a parameter that no notebook declares, or that is of another type."
-    known = {p: kind for name in read_chain()["notebooks"] for p, kind in declared(name).items()}
+    known = {p: kind for name in read_chain()["notebooks"] for p, kind in _declared(name).items()}
     for parameter, value in sorted(parameters.items()):
         if parameter not in known:
             raise InputError(f"{where}: no notebook of the chain declares '{parameter}'; remove it, or use one of "
@@ -191,7 +191,7 @@ def _papermill(name: str, parameters: dict, working: Path):
         raise InputError(f"notebook {name} failed: {str(error).strip().splitlines()[0]}") from None
 
 # %% ../nbs/21_chain.ipynb #0a5d69ff
-def execute(
+def _execute(
     name: str,  # of a notebook of the paper
     parameters: dict,  # those it declares, with their values
     out: Path,  # runs/PROFILE
@@ -238,7 +238,7 @@ def _runs_used(out: Path, name: str) -> list[Path]:
 # %% ../nbs/21_chain.ipynb #4943b995
 def _step(name: str, parameters: dict, data: str, out: Path) -> Step:
     "A notebook of the chain with its state."
-    own = {p: parameters[p] for p in declared(name) if p in parameters}
+    own = {p: parameters[p] for p in _declared(name) if p in parameters}
     key, state = _notebook_key(name, own, data), out / f"state/{name}.json"
     kept = json.loads(state.read_text()) if state.exists() else {"key": "", "outputs": []}
     return Step(name, own, key, state, kept["key"] == key and all((out / f).exists() for f in kept["outputs"]))
@@ -262,7 +262,7 @@ def _make_one(step: Step, out: Path, about: str, say: Callable[[str], None]):
         step.state.unlink(missing_ok=True)
         for stale in outputs_of(out, step.name):
             stale.unlink()
-    execute(step.name, step.parameters, out)
+    _execute(step.name, step.parameters, out)
     with _BOOKS, atomic(step.state) as partial:
         files = outputs_of(out, step.name) + _runs_used(out, step.name)
         partial.write_text(json.dumps({"key": step.key, "outputs": [str(f.relative_to(out)) for f in files]}))
@@ -342,7 +342,7 @@ def _announce(parameters: dict, steps: list[Step], due: list[Step], train: bool,
 
 # %% ../nbs/21_chain.ipynb #1dac9512
 def _due(steps: list[Step], force: bool, only: str | None) -> list[Step]:
-    "The notebooks to execute. Raises `InputError` for a name that is not in the chain."
+    "The notebooks to _execute. Raises `InputError` for a name that is not in the chain."
     if only and only not in [s.name for s in steps]:
         raise InputError(f"there is no notebook '{only}' in the chain: choose one of {', '.join(s.name for s in steps)}")
     return [s for s in steps if (s.name == only if only else force or not s.fresh)]
@@ -351,8 +351,8 @@ def _due(steps: list[Step], force: bool, only: str | None) -> list[Step]:
 def reproduce(
     profile: str,
     data: str | Path | None = None,  # a folder in Kaggle's layout to use in place of the profile's
-    force: bool = False,  # execute every notebook
-    only: str | None = None,  # execute this notebook alone, whatever its state
+    force: bool = False,  # _execute every notebook
+    only: str | None = None,  # _execute this notebook alone, whatever its state
     train: bool = True,  # False: a run that is not there is an error, and sections that are not published yet are left out
     say: Callable[[str], None] = print,
 ) -> list[str]:  # the notebooks that were executed

@@ -23,8 +23,8 @@ from .images import UNREADABLE, Images, PixelStore, decode, pixel_digest, pixel_
 from .tree import COLUMNS, InputError, check_labels
 
 # %% auto #0
-__all__ = ['CHALLENGE_IMAGES', 'read_table', 'read_labels', 'split', 'folds', 'KaggleFolder', 'label_digests', 'Galaxies',
-           'load_galaxies', 'sample_table', 'write_sample', 'check_folder', 'download']
+__all__ = ['CHALLENGE_IMAGES', 'read_table', 'read_labels', 'split', 'folds', 'KaggleFolder', 'Galaxies', 'load_galaxies',
+           'sample_table', 'write_sample', 'check_folder', 'download']
 
 # %% ../nbs/03_data.ipynb #d9c352fe
 def _read_columns(
@@ -173,7 +173,7 @@ class KaggleFolder:
 CHALLENGE_IMAGES = 61578  # training images of the whole challenge
 
 # %% ../nbs/03_data.ipynb #b8babd97
-def label_digests(
+def _label_digests(
     labels: np.ndarray,  # [N, 37]
 ) -> list[str]:  # 12 hexadecimal digits each
     "A digest of each galaxy's labels, to the precision of float32."
@@ -191,7 +191,7 @@ class Galaxies:
 
     def __post_init__(self):
         if not self.digest:
-            rows = zip(self.ids.tolist(), self.store.digests.tolist(), label_digests(self.labels), self.part.tolist())
+            rows = zip(self.ids.tolist(), self.store.digests.tolist(), _label_digests(self.labels), self.part.tolist())
             object.__setattr__(self, "digest", digest(repr(list(rows)).encode()))
 
     @property
@@ -230,7 +230,7 @@ def sample_table(
 ) -> pd.DataFrame:  # GalaxyID, part, pixels, labels
     "What identifies a sample: its GalaxyIDs, their parts and digests."
     return pd.DataFrame({"GalaxyID": galaxies.ids, "part": galaxies.part, "pixels": galaxies.store.digests,
-                         "labels": label_digests(galaxies.labels)})
+                         "labels": _label_digests(galaxies.labels)})
 
 # %% ../nbs/03_data.ipynb #1bafc3d6
 def _read_sample(path: str | Path) -> pd.DataFrame:
@@ -267,7 +267,7 @@ def write_sample(
     listed, folder = _read_sample(sample), KaggleFolder(source)
     images = folder.images().select(listed.GalaxyID)
     labels = read_labels(folder.labels_path).set_index("GalaxyID").reindex(listed.GalaxyID)
-    if list(listed.labels) != label_digests(labels.to_numpy()):
+    if list(listed.labels) != _label_digests(labels.to_numpy()):
         raise InputError(f"{folder.labels_path} has other labels than {sample}: it needs the challenge's training_solutions_rev1")
     with atomic(out) as partial:
         _copy_images(images, listed, sample, partial / "images_training_rev1")

@@ -15,9 +15,8 @@ from .tree import COLUMNS, QUESTIONS, Question, asked, to_conditional
 from .volunteers import VOLUNTEERS, vote, vote_variance
 
 # %% auto #0
-__all__ = ['ASKED', 'CONFIDENT', 'LARGEST_POWER', 'SMALLEST_POWER', 'leading', 'confidence', 'accuracy_table', 'majority',
-           'question_table', 'answer_table', 'ceiling', 'worth_table', 'confusion', 'confusion_table',
-           'calibration_bins', 'calibration_table', 'selective_table', 'leading_path', 'compare_paths', 'learning_law',
+__all__ = ['ASKED', 'CONFIDENT', 'LARGEST_POWER', 'SMALLEST_POWER', 'leading', 'confidence', 'majority', 'question_table',
+           'answer_table', 'ceiling', 'confusion', 'calibration_bins', 'leading_path', 'compare_paths', 'learning_law',
            'fit_learning_law', 'evaluation']
 
 # %% ../nbs/17_evaluate.ipynb #61af31bc
@@ -44,7 +43,7 @@ def confidence(
     return np.stack([shares[..., question.slice].max(-1) for question in QUESTIONS], -1)
 
 # %% ../nbs/17_evaluate.ipynb #d61ffe9a
-def accuracy_table(
+def _accuracy_table(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
     surer_than: float | None = None,  # leave out galaxies where the network gives its leading answer no more than this share
@@ -78,7 +77,7 @@ def question_table(
     true: np.ndarray,  # [N, 37]
 ) -> pd.DataFrame:  # question, name, rmse, n, accuracy, low, high, majority
     "Each question's RMSE over all galaxies, and its leading answer's accuracy where at least half of the volunteers were asked."
-    table = accuracy_table(predicted, true).assign(majority=majority(true))
+    table = _accuracy_table(predicted, true).assign(majority=majority(true))
     table.insert(2, "rmse", [rmse(predicted[:, q.slice], true[:, q.slice]) for q in QUESTIONS])
     return table
 
@@ -112,7 +111,7 @@ def _crowd(errors: np.ndarray, noise: np.ndarray, single: np.ndarray) -> np.ndar
     return np.divide(single, own, out=np.full(np.shape(own), np.inf), where=own > 0)
 
 # %% ../nbs/17_evaluate.ipynb #71d5a87a
-def worth_table(
+def _worth_table(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
     volunteers: float | np.ndarray = VOLUNTEERS,  # behind the labels, a galaxy, or of each galaxy [N]
@@ -144,7 +143,7 @@ def confusion(
     return matrix
 
 # %% ../nbs/17_evaluate.ipynb #951abc5a
-def confusion_table(
+def _confusion_table(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
 ) -> pd.DataFrame:  # question, name, volunteers, network, n
@@ -177,7 +176,7 @@ def calibration_bins(
     return pd.concat([table for table in tables if len(table)], ignore_index=True)[columns]
 
 # %% ../nbs/17_evaluate.ipynb #e2f155ab
-def calibration_table(
+def _calibration_table(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
 ) -> pd.DataFrame:  # part (all or a question's name), n (galaxies, each question's), deviation (mean absolute), ece
@@ -193,7 +192,7 @@ def calibration_table(
     return pd.DataFrame(rows, columns=["part", "n", "deviation", "ece"])
 
 # %% ../nbs/17_evaluate.ipynb #e4abfb34
-def selective_table(
+def _selective_table(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
     steps: int = 20,  # shares from 1 / steps to 1
@@ -295,7 +294,7 @@ def _overall(rmses: pd.DataFrame, worth: pd.DataFrame, calibration: pd.DataFrame
 # %% ../nbs/17_evaluate.ipynb #2cc378e4
 def _questions(predicted: np.ndarray, true: np.ndarray, rmses: pd.DataFrame) -> pd.DataFrame:
     "`question_table` with intervals of the RMSE, accuracy where the network is confident, and the ceiling."
-    table, sure = question_table(predicted, true), accuracy_table(predicted, true, CONFIDENT)
+    table, sure = question_table(predicted, true), _accuracy_table(predicted, true, CONFIDENT)
     sure = sure.drop(columns=["question", "name"]).add_prefix("confident_")
     ends = rmses.set_index("part").loc[table.name, ["low", "high"]].add_prefix("rmse_").reset_index(drop=True)
     table = pd.concat([table, sure, ends], axis=1).assign(ceiling=ceiling(true))
@@ -307,9 +306,9 @@ def evaluation(
     true: np.ndarray,  # [N, 37]
 ) -> dict[str, pd.DataFrame]:  # overall, questions, answers, confusion, calibration, calibration_bins, selective, volunteers
     "Every table of an evaluation, by its name."
-    rmses, worth, calibration = rmse_table(predicted, true), worth_table(predicted, true), calibration_table(predicted, true)
+    rmses, worth, calibration = rmse_table(predicted, true), _worth_table(predicted, true), _calibration_table(predicted, true)
     ends = rmses.set_index("part").loc[COLUMNS, ["low", "high"]].reset_index(drop=True)
     return {"overall": _overall(rmses, worth, calibration), "questions": _questions(predicted, true, rmses),
-            "answers": pd.concat([answer_table(predicted, true), ends], axis=1), "confusion": confusion_table(predicted, true),
+            "answers": pd.concat([answer_table(predicted, true), ends], axis=1), "confusion": _confusion_table(predicted, true),
             "calibration": calibration, "calibration_bins": calibration_bins(predicted, true),
-            "selective": selective_table(predicted, true), "volunteers": worth}
+            "selective": _selective_table(predicted, true), "volunteers": worth}

@@ -21,7 +21,7 @@ import gzpaper
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['Kept', 'atomic', 'check_output', 'digest', 'file_digest', 'code_digest', 'exclusive', 'find_or_make', 'read_yaml']
+__all__ = ['atomic', 'file_digest', 'read_yaml']
 
 # %% ../nbs/01_files.ipynb #d2132780
 def _remove(path: Path):
@@ -125,14 +125,14 @@ def exclusive(
         lock.release()
 
 # %% ../nbs/01_files.ipynb #03443b61
-Kept = TypeVar("Kept")
+_Kept = TypeVar("_Kept")
 
 
 def find_or_make(
     path: str | Path,  # of the file or folder: one process makes it, others wait
-    find: Callable[[], Kept | None],  # None: it is not there, or not what is wanted
+    find: Callable[[], _Kept | None],  # None: it is not there, or not what is wanted
     make: Callable[[], object],
-) -> Kept:
+) -> _Kept:
     "What `find` gives, once `make` has been called if it gave None."
     if (kept := find()) is not None:
         return kept

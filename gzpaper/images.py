@@ -28,7 +28,7 @@ from .files import atomic, digest, find_or_make
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['KINDS', 'UNREADABLE', 'CROP', 'Images', 'decode', 'scale_area', 'pixel_digest', 'PixelStore', 'pixel_store']
+__all__ = ['CROP', 'Images', 'decode', 'scale_area', 'pixel_digest', 'PixelStore', 'pixel_store']
 
 # %% ../nbs/02_images.ipynb #f8d36c0a
 KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".fits": "FITS"}  # what an image is, by the end of its name

@@ -19,7 +19,7 @@ from .images import CROP, PixelStore
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['Augment', 'affine', 'store_side', 'resample', 'channel_statistics', 'normalise', 'Batches', 'DeviceStore']
+__all__ = ['Augment', 'store_side', 'resample', 'normalise', 'Batches', 'DeviceStore']
 
 # %% ../nbs/07_loader.ipynb #ba42a8b4
 _GOLDEN = 0x9E3779B97F4A7C15

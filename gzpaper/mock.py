@@ -26,7 +26,7 @@ from .tree import COLUMNS, InputError, predictions_table
 from .volunteers import draw_volunteers, expected_labels, labels_from_votes, vote
 
 # %% auto #0
-__all__ = ['Galaxy', 'draw_galaxy', 'stretch', 'render', 'answer_probabilities', 'galaxy_id', 'write_mock', 'mock_folder']
+__all__ = ['Galaxy', 'draw_galaxy', 'stretch', 'answer_probabilities', 'galaxy_id', 'write_mock', 'mock_folder']
 
 # %% ../nbs/05_mock.ipynb #0a694bdf
 @dataclass(frozen=True)
@@ -420,7 +420,7 @@ def _draw_seam(stamp: np.ndarray, galaxy: Galaxy, rng: np.random.Generator) -> n
     return np.where(np.abs(distance)[..., None] < 0.8, 0, stamp).astype(np.uint8)
 
 # %% ../nbs/05_mock.ipynb #331e051b
-def render(
+def _render(
     galaxy: Galaxy,
     rng: np.random.Generator,  # of the things no parameter tells: noise, neighbours, where the arms begin
 ) -> np.ndarray:  # uint8 [424, 424, 3]
@@ -508,14 +508,14 @@ _TRUE_COLUMNS = [f"true_{column}" for column in COLUMNS]
 def _make_galaxy(
     task: tuple,  # (folder of the set, seed, slot)
 ) -> tuple:  # labels [37], row of the truth table
-    "Draw, render and classify one galaxy; its image is written."
+    "Draw, _render and classify one galaxy; its image is written."
     folder, seed, slot = task
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([seed, slot]).spawn(3)]
     galaxy, number = draw_galaxy(streams[0]), galaxy_id(seed, slot)
     fractions, volunteers = answer_probabilities(galaxy), draw_volunteers(streams[2])
     labels = labels_from_votes(vote(fractions, volunteers, streams[2]))
     part = "test" if slot % 2 else "training"
-    stamp = Image.fromarray(render(galaxy, streams[1]))
+    stamp = Image.fromarray(_render(galaxy, streams[1]))
     Path(folder, f"images_{part}_rev1", f"{number}.jpg").write_bytes(_jpeg(stamp, 75))
     truth = dict(zip(_TRUE_COLUMNS, expected_labels(fractions, volunteers).round(9).tolist(), strict=True))
     return labels, dict(GalaxyID=number, part=part, volunteers=volunteers, **asdict(galaxy), **truth)

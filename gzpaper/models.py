@@ -21,12 +21,11 @@ from .files import file_digest
 from .tree import COLUMNS, QUESTIONS, InputError, to_labels
 
 # %% auto #0
-__all__ = ['HEADS', 'MODELS', 'IMAGENET', 'conv_block', 'dense_tail', 'Network', 'network', 'model_parameters', 'build_model',
-           'vgg7', 'vgg11', 'vgg16', 'resnet50', 'resnet50_lora', 'add_adapters', 'merge_adapters', 'adapter_state',
-           'load_features', 'pretrained_name', 'count_parameters', 'cost_table']
+__all__ = ['HEADS', 'MODELS', 'IMAGENET', 'Network', 'network', 'build_model', 'vgg7', 'vgg11', 'vgg16', 'resnet50',
+           'resnet50_lora', 'load_features', 'pretrained_name', 'count_parameters', 'cost_table']
 
 # %% ../nbs/08_models.ipynb #11a0799d
-def conv_block(
+def _conv_block(
     inputs: int,  # channels
     outputs: int,  # channels
     depth: int,  # convolutions
@@ -41,7 +40,7 @@ def conv_block(
     return nn.Sequential(*layers[:-1], *[nn.MaxPool2d(2)] * pool, layers[-1])
 
 # %% ../nbs/08_models.ipynb #b0d3f49e
-def dense_tail(
+def _dense_tail(
     inputs: int,  # features
     hidden: int,  # units of the hidden layer
     dropout: float,  # probability
@@ -198,9 +197,9 @@ def vgg7(
     blocks, inputs = [], 3
     for i in range(7):
         outputs = width * min(2**i, 8)
-        blocks.append(conv_block(inputs, outputs, depth, size > 2, batch_norm))
+        blocks.append(_conv_block(inputs, outputs, depth, size > 2, batch_norm))
         inputs, size = outputs, size // 2 if size > 2 else size
-    return Network(nn.Sequential(*blocks), dense_tail(inputs * size * size, hidden, dropout, batch_norm), head)
+    return Network(nn.Sequential(*blocks), _dense_tail(inputs * size * size, hidden, dropout, batch_norm), head)
 
 # %% ../nbs/08_models.ipynb #8cb8ad03
 _HALVINGS = 5
@@ -225,7 +224,7 @@ def _torchvision_vgg(name: str, size: int, hidden: int, dropout: float, head: st
     _check_size(name, size)
     side = min(2, size // 2**_HALVINGS)
     features = nn.Sequential(*getattr(_torchvision(), f"{name}_bn")().features, nn.AdaptiveAvgPool2d(side))
-    return Network(features, dense_tail(512 * side * side, hidden, dropout), head)
+    return Network(features, _dense_tail(512 * side * side, hidden, dropout), head)
 
 # %% ../nbs/08_models.ipynb #67380fb0
 @network(imagenet="VGG11_BN_Weights")
@@ -272,7 +271,7 @@ def resnet50(
     features = _torchvision().resnet50()
     features.fc = nn.Identity()
     _set_stem(features, stem_stride)
-    return Network(features, dense_tail(2048, hidden, dropout), head)
+    return Network(features, _dense_tail(2048, hidden, dropout), head)
 
 # %% ../nbs/08_models.ipynb #639b6f7d
 @network(imagenet="ResNet50_Weights")

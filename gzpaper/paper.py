@@ -33,8 +33,8 @@ from .tree import COLUMNS, InputError
 
 # %% auto #0
 __all__ = ['OPENS_TEST', 'root', 'runs_folder', 'published_folder', 'published_profile', 'read_chain', 'notebook_path',
-           'notebook_digest', 'Contender', 'read_networks', 'data_folder', 'in_few_colours', 'Section', 'open_test',
-           'cross_validation', 'further_predictions', 'pictures', 'kept_study', 'Search']
+           'notebook_digest', 'Contender', 'read_networks', 'data_folder', 'Section', 'open_test', 'cross_validation',
+           'further_predictions', 'pictures', 'Search']
 
 # %% ../nbs/19_paper.ipynb #3dbdcfa3
 def root() -> Path:

@@ -28,8 +28,8 @@ from .tree import COLUMNS, QUESTIONS, InputError, predictions_table, to_conditio
 from .weights import Input, load_weights
 
 # %% auto #0
-__all__ = ['READABLE', 'TABLES', 'view_matrices', 'predict_store', 'predict_held_out', 'vote_fractions', 'Ensemble',
-           'image_parts', 'predict_parts', 'predict_images', 'write_predictions', 'at_scale', 'attention_map']
+__all__ = ['view_matrices', 'predict_store', 'predict_held_out', 'vote_fractions', 'Ensemble', 'predict_images',
+           'write_predictions', 'at_scale', 'attention_map']
 
 # %% ../nbs/12_predict.ipynb #112bc9c1
 def view_matrices(

@@ -18,7 +18,7 @@ from .run import RUN_FILES, Run
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['SHOWN', 'run_folder', 'report']
+__all__ = ['report']
 
 # %% ../nbs/20_report.ipynb #ae031f49
 def run_folder(

@@ -32,8 +32,8 @@ from .tree import COLUMNS, InputError
 from .weights import load_weights, read_header
 
 # %% auto #0
-__all__ = ['RUN_FILES', 'train_and_predict', 'read_half', 'Run', 'find_run', 'Pretraining', 'pretrain', 'first_name', 'First',
-           'versions', 'device_name', 'check_may_train', 'run', 'more_predictions', 'cross_validate']
+__all__ = ['RUN_FILES', 'train_and_predict', 'Run', 'Pretraining', 'pretrain', 'First', 'run', 'more_predictions',
+           'cross_validate']
 
 # %% ../nbs/13_run.ipynb #1e52e0ab
 def train_and_predict(

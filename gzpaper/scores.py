@@ -18,9 +18,9 @@ from .images import PixelStore
 from .tree import COLUMNS, QUESTIONS, InputError, align, predictions_table
 
 # %% auto #0
-__all__ = ['PARTS', 'SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'rmse', 'bootstrap_means', 'bootstrap_rmse', 'rmse_table',
-           'score_table', 'mean_of_seeds', 'compare', 'against_table', 'verdict', 'compare_folds', 'final_fall',
-           'all_ones', 'all_zeros', 'training_mean', 'central_pixel', 'benchmarks', 'read_scorable', 'scored']
+__all__ = ['SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'rmse', 'rmse_table', 'score_table', 'mean_of_seeds', 'compare',
+           'against_table', 'verdict', 'compare_folds', 'final_fall', 'all_ones', 'all_zeros', 'training_mean',
+           'central_pixel', 'benchmarks', 'read_scorable', 'scored']
 
 # %% ../nbs/06_scores.ipynb #45c8033f
 def _root_mean(squares: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
@@ -64,7 +64,7 @@ def _galaxy_errors(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.mean((predicted - true) ** 2, axis=1, dtype=np.float64)
 
 # %% ../nbs/06_scores.ipynb #15f850fa
-def bootstrap_rmse(
+def _bootstrap_rmse(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
     draws: int = 2000,  # of the bootstrap
@@ -99,7 +99,7 @@ def score_table(
 ) -> pd.DataFrame:  # name, rmse, low, high, skill
     "RMSE with its 95% interval, and skill, of each set of predictions."
     base = rmse(predictions[reference], true)
-    rows = [(name, rmse(p, true), *bootstrap_rmse(p, true), rmse(p, true) / base) for name, p in predictions.items()]
+    rows = [(name, rmse(p, true), *_bootstrap_rmse(p, true), rmse(p, true) / base) for name, p in predictions.items()]
     return pd.DataFrame(rows, columns=["name", "rmse", "low", "high", "skill"])
 
 # %% ../nbs/06_scores.ipynb #7f2960f1

@@ -16,7 +16,7 @@ from .models import model_parameters
 from .tree import InputError
 
 # %% auto #0
-__all__ = ['RECIPE', 'Spec', 'nested', 'flattened', 'split_rows', 'run_key']
+__all__ = ['RECIPE', 'Spec', 'split_rows', 'run_key']
 
 # %% ../nbs/09_spec.ipynb #1cb05985
 def _number(name: str, value, kind: type) -> int | float:

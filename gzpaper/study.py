@@ -35,9 +35,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats and retries have been so for years
 
 # %% auto #0
-__all__ = ['retry', 'HEARTBEAT_S', 'first_number', 'ordinal', 'replaced', 'open_storage', 'storage_errors', 'defaults', 'suggest',
-           'NumberedSampler', 'Halving', 'made_of', 'open_study', 'take_study', 'completed', 'trial_table',
-           'tell_trial', 'rounds_of', 'tell_round', 'publish_study']
+__all__ = ['open_storage', 'storage_errors', 'defaults', 'open_study', 'take_study', 'completed', 'trial_table', 'rounds_of',
+           'tell_round', 'publish_study']
 
 # %% ../nbs/15_study.ipynb #6e1e3e53
 def _without_worker(trial: FrozenTrial) -> FrozenTrial:
@@ -206,7 +205,7 @@ def suggest(trial: Trial, space: Space) -> dict:  # name: value
     return {name: _suggest_one(trial, name, distribution) for name, distribution in space.searched.items()}
 
 # %% ../nbs/15_study.ipynb #075fe67a
-class NumberedSampler(BaseSampler):
+class _NumberedSampler(BaseSampler):
     "TPE (Bergstra 2011, https://papers.nips.cc/paper/4443), seeded anew for each trial by its place; the first has defaults."
 
     def __init__(
@@ -233,7 +232,7 @@ class NumberedSampler(BaseSampler):
         return self.tpe.sample_independent(study, trial, param_name, param_distribution)
 
 # %% ../nbs/15_study.ipynb #2b34e9a8
-class Halving(BasePruner):
+class _Halving(BasePruner):
     "Asynchronous successive halving (Li 2018, https://arxiv.org/abs/1810.05934)."
 
     def __init__(
@@ -284,8 +283,8 @@ def open_study(
     "A study, begun or taken up. Raises `InputError` if it is of another space, or of other galaxies."
     wanted = made_of(space, data, seed, folds)
     with storage_errors(name):
-        study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True, pruner=Halving(folds or space.fixed["epochs"]),
-                                    sampler=NumberedSampler(seed, defaults(space)))
+        study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True, pruner=_Halving(folds or space.fixed["epochs"]),
+                                    sampler=_NumberedSampler(seed, defaults(space)))
         made = study.user_attrs.get("made of")
         if made is None:
             study.set_user_attr("made of", wanted)

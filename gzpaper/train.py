@@ -39,8 +39,8 @@ from .tree import InputError, align
 from .weights import Input, read_header, save_weights
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'ALONE', 'pick_device', 'pick_precision', 'build_optimiser', 'build_schedule',
-           'World', 'join', 'can_compile', 'autocast', 'TrainingFailed', 'Training', 'predict_batches', 'fit']
+__all__ = ['PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'pick_device', 'pick_precision', 'build_optimiser', 'build_schedule', 'World',
+           'join', 'can_compile', 'autocast', 'TrainingFailed', 'Training', 'predict_batches', 'fit']
 
 # %% ../nbs/11_train.ipynb #28cfc9c5
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,8 +10,7 @@ import numpy as np
 from .tree import AFTER_STAR, COLUMNS, QUESTIONS, Question, to_labels
 
 # %% auto #0
-__all__ = ['VOLUNTEERS', 'vote', 'draw_volunteers', 'labels_from_votes', 'expected_labels', 'label_variance', 'expected_floor',
-           'vote_variance', 'noise_floor']
+__all__ = ['VOLUNTEERS', 'vote', 'draw_volunteers', 'labels_from_votes', 'expected_labels', 'vote_variance', 'noise_floor']
 
 # %% ../nbs/04_volunteers.ipynb #991d1a0c
 def _voters_at(counts: np.ndarray, volunteers: np.ndarray, question: Question) -> np.ndarray:
@@ -82,7 +81,7 @@ def _mean_inverse(
     return (binom.pmf(n, volunteers, 1 - star) / n).sum(1, keepdims=True)
 
 # %% ../nbs/04_volunteers.ipynb #24085a4a
-def label_variance(
+def _label_variance(
     truth: np.ndarray,  # [N, 37] expected labels
     volunteers: np.ndarray,  # [N]
 ) -> np.ndarray:  # [N, 37]
@@ -97,12 +96,12 @@ def label_variance(
     return np.where(AFTER_STAR, inside, truth * (1 - truth) / volunteers)
 
 # %% ../nbs/04_volunteers.ipynb #8a0f5a1d
-def expected_floor(
+def _expected_floor(
     truth: np.ndarray,  # [N, 37] expected labels
     volunteers: np.ndarray,  # [N]
 ) -> float:
     "The RMSE of the perfect prediction that is to be expected, before anybody votes."
-    return float(np.sqrt(label_variance(truth, volunteers).mean()))
+    return float(np.sqrt(_label_variance(truth, volunteers).mean()))
 
 # %% ../nbs/04_volunteers.ipynb #096e1056
 def vote_variance(

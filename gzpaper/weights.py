@@ -26,8 +26,7 @@ from .spec import Spec, run_key
 from .tree import COLUMNS, InputError
 
 # %% auto #0
-__all__ = ['LARGEST', 'Input', 'save_weights', 'read_header', 'load_weights', 'released_folder', 'released', 'model_card',
-           'release']
+__all__ = ['Input', 'save_weights', 'read_header', 'load_weights', 'released', 'release']
 
 # %% ../nbs/10_weights.ipynb #cbaeea05
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def _told_origin(about: dict) -> str:
     return origin + " What it learned is the mean of each label and a teacher's prediction." * bool(taught)
 
 # %% ../nbs/10_weights.ipynb #ea002bea
-def model_card(
+def _model_card(
     about: dict,  # the header of a file of weights
     scores: dict,  # name: number, of twins trained on fewer galaxies
 ) -> str:  # Markdown
@@ -247,14 +246,15 @@ def _halved(path: str | Path) -> tuple[bytes, dict]:
     return save(state, metadata={"gzpaper": json.dumps(about)}), about
 
 # %% ../nbs/10_weights.ipynb #6d14d027
-LARGEST = 13 * 2**20  # bytes of all released weights together
+_LARGEST = 13 * 2**20  # bytes of all released weights together
 
 
 def _check_room(out: str | Path, files: list[bytes]):
     "Refuse what is too large, and a folder that holds something else."
     size = sum(map(len, files))
-    if size > LARGEST:
-        raise InputError(f"{len(files)} files are {size / 2**20:.1f} MiB in half precision, more than {LARGEST / 2**20:.0f}: release fewer")
+    if size > _LARGEST:
+        raise InputError(f"{len(files)} files are {size / 2**20:.1f} MiB in half precision, more than {_LARGEST / 2**20:.0f}: "
+                         "release fewer")
     other = next((f for f in Path(out).glob("*") if f.suffix not in (".safetensors", ".md")), None)
     if other:
         raise InputError(f"{out} holds {other.name}, which a release would remove: name a new folder")
@@ -273,5 +273,5 @@ def release(
         partial.mkdir()
         for name, (data, about) in zip(names, halved, strict=True):
             (partial / f"{name}.safetensors").write_bytes(data)
-            (partial / f"{name}.md").write_text(model_card(about, told))
+            (partial / f"{name}.md").write_text(_model_card(about, told))
     return [Path(out) / f"{name}.safetensors" for name in names]

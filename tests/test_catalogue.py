@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gzpaper.catalogue import CATALOGUES, catalogue, catalogue_columns, write_catalogue
+from gzpaper.catalogue import _CATALOGUES, catalogue, catalogue_columns, write_catalogue
 from gzpaper.predict import vote_fractions
 from gzpaper.tree import COLUMNS, QUESTIONS, predictions_table, to_conditional, to_labels
 
@@ -50,7 +50,7 @@ def test_names_are_those_of_galaxy_zoo_2():
     assert all(len(name) <= 68 for name in columns), "longer names do not fit into a FITS card"
 
 
-@pytest.mark.parametrize("suffix", CATALOGUES)
+@pytest.mark.parametrize("suffix", _CATALOGUES)
 def test_fractions_sum_to_1_in_every_format(suffix, table, tmp_path):
     if suffix == ".fits":
         pytest.importorskip("astropy")

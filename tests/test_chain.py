@@ -121,7 +121,7 @@ def test_after_a_failure_no_other_is_begun(tmp_path, monkeypatch):
             raise InputError("f failed")
         time.sleep(0.5)
 
-    monkeypatch.setattr(chain, "execute", execute)
+    monkeypatch.setattr(chain, "_execute", execute)
     monkeypatch.setattr(chain, "_AT_ONCE", 1)
     (tmp_path / "state").mkdir()
     steps = [chain.Step(name, {}, "", tmp_path / f"state/{name}.json", False) for name in "abcdef"]

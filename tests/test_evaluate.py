@@ -10,9 +10,11 @@ from conftest import assert_whole
 from gzpaper.data import read_labels
 from gzpaper.evaluate import (
     ASKED,
-    accuracy_table,
+    _accuracy_table,
+    _calibration_table,
+    _selective_table,
+    _worth_table,
     calibration_bins,
-    calibration_table,
     ceiling,
     confidence,
     confusion,
@@ -20,8 +22,6 @@ from gzpaper.evaluate import (
     leading_path,
     majority,
     question_table,
-    selective_table,
-    worth_table,
 )
 from gzpaper.mock import answer_probabilities, draw_galaxy
 from gzpaper.scores import against_table, compare, rmse, rmse_table
@@ -71,21 +71,21 @@ def test_a_bootstrap_in_blocks_is_that_of_one_draw(predicted, labels):
 
 @pytest.mark.parametrize("n", [4, 12, 30, 60])
 def test_a_crowd_is_worth_its_volunteers(n, fractions, labels):
-    found = worth_table(labels_from_votes(vote(fractions, n, np.random.default_rng(n))), labels, 44, draws=300).iloc[0]
+    found = _worth_table(labels_from_votes(vote(fractions, n, np.random.default_rng(n))), labels, 44, draws=300).iloc[0]
     assert abs(found.volunteers / n - 1) < 0.12
     assert found.low < found.volunteers < found.high
 
 
 def test_below_the_floor_there_is_no_number(fractions, labels):
-    itself = worth_table(labels, labels, draws=20)
+    itself = _worth_table(labels, labels, draws=20)
     assert itself.volunteers.isna().all() and np.isinf(itself[["low", "high"]]).all(axis=None)
-    perfect = worth_table(expected_labels(fractions, 44), labels, 44, draws=100)
+    perfect = _worth_table(expected_labels(fractions, 44), labels, 44, draws=100)
     assert (perfect.high == np.inf).any() and not perfect[["low", "high"]].isna().any(axis=None)
     assert (perfect.volunteers.isna() == (perfect.rmse <= perfect.floor)).all()
 
 
 def test_the_ceiling_is_what_a_perfect_prediction_reaches(fractions, labels):
-    found, perfect = ceiling(labels), accuracy_table(expected_labels(fractions, 44), labels)
+    found, perfect = ceiling(labels), _accuracy_table(expected_labels(fractions, 44), labels)
     enough = (perfect.n >= 100).to_numpy()
     assert enough.sum() >= 9
     assert np.abs(found - perfect.accuracy)[enough].max() < 0.06
@@ -93,11 +93,11 @@ def test_the_ceiling_is_what_a_perfect_prediction_reaches(fractions, labels):
 
 
 def test_all_count_who_are_asked_by_half_and_the_confident_are_some_of_them(predicted, labels):
-    everyone, confident = accuracy_table(predicted, labels), accuracy_table(predicted, labels, 0.8)
+    everyone, confident = _accuracy_table(predicted, labels), _accuracy_table(predicted, labels, 0.8)
     assert everyone.n.tolist() == (asked(labels) >= ASKED).sum(0).tolist()
     assert confident.n.tolist() == ((asked(labels) >= ASKED) & (confidence(predicted) > 0.8)).sum(0).tolist()
     assert (confident.n < everyone.n).all() and (confident.accuracy > everyone.accuracy).sum() >= 10
-    assert accuracy_table(np.zeros_like(labels), labels).n.tolist() == everyone.n.tolist()
+    assert _accuracy_table(np.zeros_like(labels), labels).n.tolist() == everyone.n.tolist()
     assert ((everyone.low < everyone.accuracy) & (everyone.accuracy < everyone.high)).all()
 
 
@@ -115,7 +115,7 @@ def test_calibration_error_by_hand():
     true[:, 13], true[:, 14] = [0.0, 0.2, 0.1, 0.5], [1.0, 0.8, 0.9, 0.5]
     predicted = true.copy()
     predicted[:, 13], predicted[:, 14] = [0.21, 0.2, 0.19, 0.7], [0.79, 0.8, 0.81, 0.3]
-    table = calibration_table(predicted, true).set_index("part")
+    table = _calibration_table(predicted, true).set_index("part")
     bins = calibration_bins(predicted, true)
     odd = bins[(bins.name == "odd") & (bins.answer == "yes")]
     assert odd.low.tolist() == [0.1, 0.2, 0.7] and odd.n.tolist() == [1, 2, 1]
@@ -126,13 +126,13 @@ def test_calibration_error_by_hand():
 
 
 def test_the_mean_is_calibrated_and_extremes_are_not(labels):
-    mean = calibration_table(np.tile(to_conditional(labels).mean(0), (len(labels), 1)), labels).iloc[0]
-    extreme = calibration_table(to_conditional(labels[np.random.default_rng(0).permutation(len(labels))]).round(), labels).iloc[0]
+    mean = _calibration_table(np.tile(to_conditional(labels).mean(0), (len(labels), 1)), labels).iloc[0]
+    extreme = _calibration_table(to_conditional(labels[np.random.default_rng(0).permutation(len(labels))]).round(), labels).iloc[0]
     assert mean.ece < mean.deviation and extreme.ece > 0.1
 
 
 def test_dropping_the_uncertain_ends_at_all(predicted, labels):
-    table, everyone = selective_table(predicted, labels), accuracy_table(predicted, labels)
+    table, everyone = _selective_table(predicted, labels), _accuracy_table(predicted, labels)
     last = table[table.kept == 1]
     np.testing.assert_allclose(last.accuracy, everyone.accuracy)
     assert last.n.tolist() == everyone.n.tolist()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gzpaper.chain import declared
+from gzpaper.chain import _declared
 from gzpaper.paper import read_chain, root
 from gzpaper.run import RUN_FILES
 
@@ -92,7 +92,7 @@ def test_a_paper_notebook_has_one_parameters_cell_and_a_section(path):
     tagged = [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
     names = [line.split(":")[0] for line in "".join(tagged[0]["source"]).splitlines()]
-    assert list(declared(path.stem)) == names, "papermill does not read every parameter"
+    assert list(_declared(path.stem)) == names, "papermill does not read every parameter"
     opened = re.search(r'Section\("(\w+)", (.*?)\)\n', source(path) + "\n", re.DOTALL)
     assert opened and opened[1] == path.stem
     assert re.findall(r"(\w+)=\1", opened[2]) == names, "the section does not record every parameter"

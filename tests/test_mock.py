@@ -13,7 +13,7 @@ from PIL import Image
 from gzpaper import mock
 from gzpaper.scores import rmse
 from gzpaper.tree import COLUMNS, InputError, check_labels
-from gzpaper.volunteers import draw_volunteers, expected_floor, expected_labels, label_variance, labels_from_votes, vote
+from gzpaper.volunteers import _expected_floor, _label_variance, draw_volunteers, expected_labels, labels_from_votes, vote
 
 HEADER = "GalaxyID," + ",".join(COLUMNS)
 TRUE = [f"true_{column}" for column in COLUMNS]
@@ -80,7 +80,7 @@ def test_an_existing_folder_is_refused(small, tmp_path):
 def test_an_interrupted_set_leaves_nothing(tmp_path, monkeypatch, processes, error):
     if processes > 1 and mock._START_METHOD != "fork":
         pytest.skip("only a forked worker takes the patch")
-    whole = mock.render
+    whole = mock._render
 
     left = [2]
 
@@ -90,7 +90,7 @@ def test_an_interrupted_set_leaves_nothing(tmp_path, monkeypatch, processes, err
             raise error("no more")
         return whole(galaxy, rng)
 
-    monkeypatch.setattr(mock, "render", broken)
+    monkeypatch.setattr(mock, "_render", broken)
     with pytest.raises(error):
         mock.write_mock(tmp_path / "deep" / "set", galaxies=9, processes=processes, progress=False)
     assert list((tmp_path / "deep").iterdir()) == []
@@ -100,7 +100,7 @@ def test_the_written_floor_is_that_of_the_votes(small):
     truth, labels = pd.read_csv(small / "truth.csv"), pd.read_csv(small / "training_solutions_rev1.csv")
     truth = truth[truth.part == "training"]
     exact = rmse(truth[TRUE].to_numpy(), labels[COLUMNS].to_numpy())
-    assert exact == pytest.approx(expected_floor(truth[TRUE].to_numpy(), truth.volunteers.to_numpy()), rel=0.25)
+    assert exact == pytest.approx(_expected_floor(truth[TRUE].to_numpy(), truth.volunteers.to_numpy()), rel=0.25)
     assert truth.volunteers.min() >= 16
 
 
@@ -121,10 +121,10 @@ def test_labels_average_to_the_truth():
     rng = np.random.default_rng(2)
     labels = labels_from_votes(vote(fractions, volunteers, rng))
     truth = expected_labels(fractions, volunteers)
-    variance = label_variance(truth, volunteers)
+    variance = _label_variance(truth, volunteers)
     error = (labels - truth).sum(0) / np.sqrt(variance.sum(0))
     assert np.abs(error).max() < 5, pd.Series(error, COLUMNS).abs().nlargest(3)
-    assert rmse(truth, labels) == pytest.approx(expected_floor(truth, volunteers), rel=0.02)
+    assert rmse(truth, labels) == pytest.approx(_expected_floor(truth, volunteers), rel=0.02)
 
 
 def test_the_mean_and_the_variance_are_exact_for_a_likely_star():
@@ -133,7 +133,7 @@ def test_the_mean_and_the_variance_are_exact_for_a_likely_star():
     fractions[:3] = [0.08, 0.07, 0.85]
     labels, n = crowds(fractions, 16, 40_000), np.array([16])
     truth = expected_labels(fractions[None], n)
-    variance = label_variance(truth, n)[0]
+    variance = _label_variance(truth, n)[0]
     error = (labels.mean(0) - truth[0]) / np.sqrt(np.maximum(variance, 1e-12) / len(labels))
     assert np.abs(error).max() < 5
     squares = (labels - truth[0]) ** 2
@@ -149,7 +149,7 @@ def test_the_estimate_from_labels_alone_meets_the_floor():
     odd = np.array([column.startswith(("Class6", "Class8")) for column in COLUMNS])
     voters = np.where(odd, volunteers[:, None] * (1 - labels[:, 2:3]), volunteers[:, None])
     estimate = np.sqrt((labels * (1 - labels) / np.maximum(voters - 1, 1)).mean())
-    expected = expected_floor(expected_labels(fractions, volunteers), volunteers)
+    expected = _expected_floor(expected_labels(fractions, volunteers), volunteers)
     assert estimate == pytest.approx(expected, rel=0.01)
 
 

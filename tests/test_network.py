@@ -19,7 +19,7 @@ def toy(
     head: str = "sigmoid",  # one of HEADS
 ) -> Network:
     "A single block."
-    return Network(conv_block(3, 2, 1, pool=True), dense_tail(2 * (size // 2) ** 2, hidden, dropout), head)
+    return Network(_conv_block(3, 2, 1, pool=True), _dense_tail(2 * (size // 2) ** 2, hidden, dropout), head)
 '''
 
 

@@ -341,7 +341,7 @@ def test_a_card_tells_how_a_network_has_learned():
     taught = about | {"begun_as": about["spec"] | {"epochs": 77}, "spec": about["spec"] | {"teacher": "a name"}}
     plain = about | {"begun_as": None, "spec": about["spec"] | {"teacher": ""}}
     words = "trained for 77 epochs", "mean of each label and a teacher's prediction"
-    assert all(w in weights.model_card(taught, {}) and w not in weights.model_card(plain, {}) for w in words)
+    assert all(w in weights._model_card(taught, {}) and w not in weights._model_card(plain, {}) for w in words)
 
 
 def test_the_cards_tell_the_published_scores():
@@ -352,7 +352,7 @@ def test_the_cards_tell_the_published_scores():
 
 
 def test_too_large_to_release(members, scores, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(weights, "LARGEST", 1000)
+    monkeypatch.setattr(weights, "_LARGEST", 1000)
     cli("release", *members, "--scores", scores, "--out", tmp_path / "out").refused("2 files", "MiB", "release fewer")
     assert not (tmp_path / "out").exists()
 
@@ -384,7 +384,7 @@ def test_no_scores_to_release(members, tmp_path, cli):
 def test_the_package_holds_what_is_released():
     "Whatever weights there are load, are small, have a card, and are in the package's files."
     files = released()
-    assert sum(f.stat().st_size for f in files) <= weights.LARGEST
+    assert sum(f.stat().st_size for f in files) <= weights._LARGEST
     for file in files:
         load_weights(file)
         assert "twins" in file.with_suffix(".md").read_text()

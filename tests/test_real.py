@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import write_untrained
 
-from gzpaper.data import KaggleFolder, label_digests, read_table, split, write_sample
+from gzpaper.data import KaggleFolder, _label_digests, read_table, split, write_sample
 from gzpaper.images import CROP, Images, decode, pixel_digest
 from gzpaper.paper import root
 from gzpaper.predict import predict_images
@@ -67,7 +67,8 @@ def listed(images: Images, rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     "Write a list in the form of data/sample.csv with the galaxies of some rows of labels."
     chosen = images.select(rows.GalaxyID)
     digests = [digest_of(chosen, i) for i in range(len(chosen))]
-    table = pd.DataFrame({"GalaxyID": rows.GalaxyID, "part": "train", "pixels": digests, "labels": label_digests(rows[COLUMNS].to_numpy())})
+    table = pd.DataFrame({"GalaxyID": rows.GalaxyID, "part": "train", "pixels": digests,
+                          "labels": _label_digests(rows[COLUMNS].to_numpy())})
     table[::-1].to_csv(path, index=False)
     return table
 
@@ -90,7 +91,7 @@ def test_split(labels):
 def test_split_and_labels_are_the_published_ones(published, labels):
     np.testing.assert_array_equal(published.GalaxyID, labels.GalaxyID)
     np.testing.assert_array_equal(published.part, split(labels.GalaxyID, PARTS["validation"], PARTS["test"]))
-    assert published.labels.tolist() == label_digests(labels[COLUMNS].to_numpy())
+    assert published.labels.tolist() == _label_digests(labels[COLUMNS].to_numpy())
 
 
 def test_originals_and_crops_have_the_same_pixels(originals, crops):
@@ -155,7 +156,7 @@ def test_sample_round_trip(folder, labels, tmp_path):
     again, relabelled, unlabelled = KaggleFolder(tmp_path / "twice").join()
     assert again.ids.tolist() == rows.GalaxyID.tolist() and not len(unlabelled)
     assert [again.read(i) for i in range(len(again))] == [images.read(i) for i in np.flatnonzero(np.isin(images.ids, again.ids))]
-    assert label_digests(relabelled[COLUMNS].to_numpy()) == table.labels.tolist()
+    assert _label_digests(relabelled[COLUMNS].to_numpy()) == table.labels.tolist()
 
 
 def test_sample_from_originals(folder, originals, labels, tmp_path):

@@ -22,8 +22,8 @@ from gzpaper.files import read_yaml
 from gzpaper.space import Space, read_space
 from gzpaper.spec import Spec
 from gzpaper.study import (
-    Halving,
-    NumberedSampler,
+    _Halving,
+    _NumberedSampler,
     completed,
     defaults,
     open_storage,
@@ -73,17 +73,17 @@ tune.search(study, tuning, int(trials))
 # `gzpaper tune`, which notes the weights that it predicts with after a training in full.
 NOTED_ROUND = """
 import os
-from gzpaper import tune
+from gzpaper import run
 from gzpaper.cli import main
 
-predict = tune.predict_held_out
+predict = run.predict_held_out
 
 def noted(weights, *others):
     with open(os.environ["LOG"], "a") as log:
         log.write(f"{weights}\\n")
     return predict(weights, *others)
 
-tune.predict_held_out = noted
+run.predict_held_out = noted
 main()
 """
 
@@ -370,8 +370,8 @@ def test_the_pruner_saves_epochs_and_keeps_the_best():
         return value
 
     found = {}
-    for name, pruner in (("pruned", Halving(27)), ("whole", optuna.pruners.NopPruner())):
-        study = optuna.create_study(sampler=NumberedSampler(0, {"rate": 5.0}), pruner=pruner)
+    for name, pruner in (("pruned", _Halving(27)), ("whole", optuna.pruners.NopPruner())):
+        study = optuna.create_study(sampler=_NumberedSampler(0, {"rate": 5.0}), pruner=pruner)
         study.optimize(learn, n_trials=40)
         found[name] = sum(t.last_step for t in study.trials), study.best_value
     assert found["pruned"][0] < 0.6 * found["whole"][0]
