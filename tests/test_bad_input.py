@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from gzpaper.chain import plan, read_profile
 from gzpaper.data import KaggleFolder, load_galaxies, sample_table
-from gzpaper.images import PixelStore, decode, pixel_store
+from gzpaper.decoding import decode
+from gzpaper.images import PixelStore, pixel_store
 from gzpaper.models import build_model
 from gzpaper.scores import central_pixel
 from gzpaper.spec import Spec

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from gzpaper import catalogue, predict, weights
 from gzpaper.catalogue import check_submission, predict_folder
 from gzpaper.data import read_labels, read_table
-from gzpaper.images import CROP, Images, decode, scale_area
+from gzpaper.decoding import CROP, decode
+from gzpaper.images import Images, scale_area
 from gzpaper.paper import root
 from gzpaper.predict import Ensemble, at_scale, predict_images, write_predictions
 from gzpaper.scores import training_mean
@@ -278,7 +279,7 @@ def test_stores_take_jpeg_alone(mock_folder, tmp_path):
 
 
 def test_no_astropy(tmp_path, weights, cli, monkeypatch):
-    monkeypatch.setattr("gzpaper.images.find_spec", lambda name: None)
+    monkeypatch.setattr("gzpaper.decoding.find_spec", lambda name: None)
     monkeypatch.setattr("gzpaper.catalogue.find_spec", lambda name: None)
     (tmp_path / "1.fits").write_bytes(b"")
     cli("predict", tmp_path, "--weights", weights, "--out", tmp_path / "o.csv").refused("1.fits", "astropy", "pip install astropy")

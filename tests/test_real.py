@@ -9,7 +9,8 @@ import pytest
 from conftest import write_untrained
 
 from gzpaper.data import KaggleFolder, _label_digests, read_table, split, write_sample
-from gzpaper.images import CROP, Images, decode, pixel_digest
+from gzpaper.decoding import CROP, decode
+from gzpaper.images import Images, pixel_digest
 from gzpaper.paper import root
 from gzpaper.predict import predict_images
 from gzpaper.tree import COLUMNS, check_labels
