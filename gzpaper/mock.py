@@ -26,7 +26,7 @@ from .tree import COLUMNS, InputError, predictions_table
 from .volunteers import draw_volunteers, expected_labels, labels_from_votes, vote
 
 # %% auto #0
-__all__ = ['Galaxy', 'draw_galaxy', 'stretch', 'answer_probabilities', 'galaxy_id', 'write_mock', 'mock_folder']
+__all__ = ['MOCK_MODULES', 'Galaxy', 'draw_galaxy', 'stretch', 'answer_probabilities', 'galaxy_id', 'write_mock', 'mock_folder']
 
 # %% ../nbs/06_mock.ipynb #0a694bdf
 @dataclass(frozen=True)
@@ -489,6 +489,7 @@ def answer_probabilities(
     ])
 
 # %% ../nbs/06_mock.ipynb #46dedb6f
+MOCK_MODULES = ("mock", "tree", "volunteers")  # whose code decides how a mock galaxy comes out
 _IDS = 900_000  # Kaggle's IDs have six digits, from 100000
 _STRIDE = 564_037
 
@@ -588,7 +589,7 @@ def mock_folder(
     seed: int,  # 0 or more
 ) -> Path:  # the same folder, in Kaggle's layout
     "Mock galaxies, drawn anew if their number, seed or code has changed."
-    wanted = {"galaxies": n_galaxies, "seed": seed, "code": code_digest("mock", "tree", "volunteers")}
+    wanted = {"galaxies": n_galaxies, "seed": seed, "code": code_digest(*MOCK_MODULES)}
 
     def draw():
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -86,19 +86,19 @@ class Contender:
     "A network of the comparison, and what its features start from."
     name: str  # for people
     model: str  # one of gzpaper.models.MODELS
-    pretrained: bool = False  # on mock galaxies
+    start: str = ""  # the model that it starts from, trained on mock galaxies; empty: from random weights
 
 
 def read_networks(
-    profile: str,
+    speeds: str,  # which images per second: a name under `images_per_s`
 ) -> tuple[list[Contender], dict[str, float]]:  # the paper's network first; images per second of training, by model or design
     "The networks of the comparison. Raises `InputError` for one whose speed is not known."
     path = root() / "paper/networks.yaml"
     listed = read_yaml(path)
     contenders = [Contender(**values) for values in listed["compared"]]
-    speed = {name: float(rates[profile]) for name, rates in listed["images_per_s"].items() if profile in rates}
+    speed = {name: float(rates[speeds]) for name, rates in listed["images_per_s"].items() if speeds in rates}
     for unknown in [c.model for c in contenders if c.model not in speed]:
-        raise InputError(f"{path.name}: images_per_s lacks {unknown} for profile {profile}: measure it with benchmarks/train.py")
+        raise InputError(f"{path.name}: images_per_s has no {speeds} for {unknown}: measure it with benchmarks/train.py")
     return contenders, speed
 
 # %% ../nbs/20_paper.ipynb #f2c75f52
@@ -297,9 +297,10 @@ def _find_or_train(section: Section, spec: Spec, pretraining: Pretraining | Spec
     data = section.digest or section.galaxies(spec.size, spec.field).digest
     if isinstance(pretraining, Spec):
         spec = replace(spec, pretrained=first_name(pretraining, data))
-    if there := find_run(spec, data, *places):
+    key = run_key(spec, data)
+    if there := find_run(key, *places):
         return there
-    check_may_train(run_key(spec, data))  # before the galaxies are decoded at its scale
+    check_may_train(key)  # before the galaxies are decoded at its scale
     if isinstance(pretraining, Spec):
         pretraining = First(pretraining, section.galaxies(pretraining.size, pretraining.field))
     return run(spec, section.galaxies(spec.size, spec.field), *places, pretraining=pretraining, teacher=teacher)
@@ -411,7 +412,7 @@ def _find_or_search(search: Search):  # an optuna.Study
     section, space = search.section, search.space
     data = section.galaxies(space.spec().size, space.spec().field).digest
     made = made_of(space, data, section.parameters["seed"])
-    out = section.out / f"tune/{search.name}-{digest(made, length=8)}"
+    out = section.out / f"tune/{search.name}-{digest(json.dumps(made).encode(), length=8)}"
     for path in (out / "study.journal", root() / f"paper/studies/{search.name}.journal"):
         if _is_finished_study(study := kept_study(path), made, search.asked):
             section.studies[search.name] = os.path.relpath(path, root())
@@ -430,8 +431,7 @@ def _search(search: Search, out: Path, data: str):  # an optuna.Study
     from gzpaper.tune import Tuning, enqueue, stale, tune
 
     space, seed = read_space(search.path), search.section.parameters["seed"]  # tried before the search
-    at = cache(search.section.galaxies)
-    tuning = Tuning(space, lambda spec: at(spec.size, spec.field), out, pick_device(), seed)
+    tuning = Tuning(space, lambda spec: search.section.galaxies(spec.size, spec.field), out, pick_device(), seed)
     study = open_study(search.name, space, open_storage(str(out / "study.journal")), data, seed)
     enqueue(study, stale(study, out))
     tune(study, tuning, *search.asked)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from .files import atomic
 from .paper import published_folder, published_profile, read_chain, root, runs_folder
-from .run import RUN_FILES, Run
+from .run import Run, find_run
 from .tree import InputError
 
 # %% auto #0
@@ -26,9 +26,8 @@ def run_folder(
     key: str,  # of a run
 ) -> Path:
     "Where a run is: among the profile's, or the published ones. Raises `InputError` if it is in neither."
-    for folder in (out / "runs" / key, published_folder("runs") / key):
-        if all((folder / file).exists() for file in RUN_FILES):
-            return folder
+    if there := find_run(key, out / "runs", published_folder("runs")):
+        return there.folder
     raise InputError(f"run {key} is no longer there: `gzpaper reproduce --profile {out.name} --force` makes it again")
 
 # %% ../nbs/21_report.ipynb #4fbece92

@@ -54,6 +54,12 @@ def train_and_predict(
 # %% ../nbs/14_run.ipynb #902253db
 RUN_FILES = ("spec.json", "history.csv", "predictions.parquet")  # what is kept of a run where it is published
 
+
+def _weights_in(folder: Path) -> Path | None:
+    "The weights of a training, if it is finished."
+    weights = folder / "weights.safetensors"
+    return weights if weights.exists() else None
+
 # %% ../nbs/14_run.ipynb #020d5082
 def _write_half(table: pd.DataFrame, path: Path):
     "Write a predictions table in half precision and steps of 0.002."
@@ -97,12 +103,10 @@ class Run:
 
 # %% ../nbs/14_run.ipynb #e084262e
 def find_run(
-    spec: Spec,
-    data: str,  # the digest of the galaxies
+    key: str,  # of `run_key`
     *places: str | Path | None,  # folders of runs
 ) -> Run | None:
-    "The finished run of a spec, if one of these folders has it."
-    key = run_key(spec, data)
+    "The finished run of a key, if one of these folders has it."
     folders = [Path(place) / key for place in places if place]
     return next((Run(key, folder) for folder in folders if all((folder / file).exists() for file in RUN_FILES)), None)
 
@@ -111,18 +115,19 @@ def find_run(
 class Pretraining:
     "A training on mock galaxies, whose features others start from."
     spec: Spec
-    galaxies: int  # how many mock galaxies
+    n_galaxies: int  # mock galaxies
     seed: int  # of the mock galaxies
 
     @property
     def name(self) -> str:
         "For `Spec.pretrained`."
-        return f"mocks-{run_key(self.spec, f'{self.galaxies} mock galaxies of seed {self.seed}')}"
+        return f"mocks-{run_key(self.spec, f'{self.n_galaxies} mock galaxies of seed {self.seed}')}"
 
     def make(self, place: Path, device: torch.device) -> tuple[Path, dict]:  # the weights, and what to note of them
         "Train it, unless its weights are there, beside a profile's runs."
-        weights = pretrain(self, place.parent / f"pretrained/{self.name}", device)
-        told = {"spec": self.spec.to_dict(), "galaxies": self.galaxies, "seed": self.seed}
+        folder = place.parent / f"pretrained/{self.name}"
+        weights = find_or_make(folder, lambda: _weights_in(folder), lambda: pretrain(self, folder, device))
+        told = {"spec": self.spec.to_dict(), "galaxies": self.n_galaxies, "seed": self.seed}
         return weights, told | {"mocks": read_header(weights)["galaxies"]}
 
 # %% ../nbs/14_run.ipynb #1260b63e
@@ -136,8 +141,8 @@ def pretrain(
     folder, spec = Path(folder), pretraining.spec
     with torch.device("meta"):  # refuses what cannot be before any galaxy is drawn
         build_model(spec.model, size=spec.size, **spec.model_parameters)
-    mocks, side = mock_folder(folder / "mock", pretraining.galaxies, pretraining.seed), store_side(spec.size, spec.field)
-    mock_galaxies = load_galaxies(mocks, folder / f"store-{side}", side, pretraining.galaxies // 20, 0)
+    mocks, side = mock_folder(folder / "mock", pretraining.n_galaxies, pretraining.seed), store_side(spec.size, spec.field)
+    mock_galaxies = load_galaxies(mocks, folder / f"store-{side}", side, pretraining.n_galaxies // 20, 0)
     return fit(spec, mock_galaxies, folder, device, compile=compile)
 
 # %% ../nbs/14_run.ipynb #d529685f
@@ -167,7 +172,8 @@ class First:
 
     def make(self, place: Path, device: torch.device) -> tuple[Path, dict]:  # the weights, and what to note of them
         "Train it, unless its weights are there, among a profile's runs."
-        weights = fit(self.spec, self.galaxies, place / run_key(self.spec, self.galaxies.digest), device)
+        folder = place / run_key(self.spec, self.galaxies.digest)
+        weights = find_or_make(folder, lambda: _weights_in(folder), lambda: fit(self.spec, self.galaxies, folder, device))
         return weights, {"spec": self.spec.to_dict(), "seconds": _seconds(weights.parent)}
 
 # %% ../nbs/14_run.ipynb #97e5dad8
@@ -226,7 +232,7 @@ def run(
         check_may_train(key)
         _make_run(spec, galaxies, Path(folder) / key, pick_device(device), pretraining, teacher)
 
-    return find_or_make(Path(folder) / key, lambda: find_run(spec, galaxies.digest, folder, published), make)
+    return find_or_make(Path(folder) / key, lambda: find_run(key, folder, published), make)
 
 # %% ../nbs/14_run.ipynb #fd5c860f
 def _predict_further(run: Run, galaxies: Galaxies, part: str, views: int, device: str):

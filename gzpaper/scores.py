@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from sklearn.cluster import KMeans
 
 from .data import Galaxies, read_labels, read_table
 from .images import PixelStore
@@ -241,6 +240,8 @@ def central_pixel(
     store: PixelStore | None = None,  # where the rows to predict are; None: among the galaxies
 ) -> pd.DataFrame:  # a predictions table
     "Kaggle's benchmark: the mean labels of the training galaxies whose central colour is alike."
+    from sklearn.cluster import KMeans  # slow to import
+
     if len(train) < k:
         raise InputError(f"{len(train)} training galaxies are too few for {k} groups of central colours: add galaxies")
     groups = KMeans(k, n_init=10, random_state=seed).fit(galaxies.store.centres[train])

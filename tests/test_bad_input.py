@@ -19,6 +19,7 @@ from conftest import DEEP, TINY, assert_says, assert_whole
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import gzpaper.train
 from gzpaper.chain import plan, read_profile
 from gzpaper.data import KaggleFolder, load_galaxies, sample_table
 from gzpaper.decoding import decode
@@ -559,17 +560,27 @@ def test_out_of_memory(where, mock_folder, tmp_path, monkeypatch, cli):
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("history.csv"))
 
 
-@pytest.mark.parametrize("batch_size, accumulate", [(2, 1), (3, 1), (4, 1), (12, 6), (12, 3), (12, 4)])
-def test_what_to_try_can_be_tried(batch_size, accumulate, mock_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("gzpaper.train.Training.step", raising(MEMORY["GPU"]))
-    with pytest.raises(InputError) as refusal:
-        train(mock_folder, tmp_path, batch_size=batch_size, accumulate=accumulate)
-    said = str(refusal.value)
-    assert "try" in said
-    for found in re.findall(r"try batch_size (\d+)", said):
-        Spec(batch_size=int(found), accumulate=accumulate)
-    for found in re.findall(r"or accumulate (\d+)", said):
-        Spec(batch_size=batch_size, accumulate=int(found))
+@pytest.mark.parametrize("remedy", ["batch_size", "accumulate"])
+def test_who_follows_the_advice_trains_in_the_end(remedy, mock_folder, tmp_path, monkeypatch):
+    "Memory holds four galaxies at once."
+    backward = gzpaper.train._backward
+
+    def scarce(learner, images, *others):
+        if len(images) > 4 * learner.spec.accumulate:
+            raise MEMORY["GPU"]
+        return backward(learner, images, *others)
+
+    monkeypatch.setattr("gzpaper.train._backward", scarce)
+    values, tried = {"batch_size": 24, "accumulate": 1}, []
+    while (tmp_path / f"{len(tried)}/run/weights.safetensors").exists() is False:
+        try:
+            train(mock_folder, tmp_path / str(len(tried)), **values)
+        except InputError as refusal:
+            advice = re.search(rf"{remedy} (\d+)", str(refusal).split("try ")[1])
+            assert advice and len(tried) < 6, refusal
+            tried.append(values)
+            values = values | {remedy: int(advice[1])}
+    assert tried and values[remedy] != tried[0][remedy]
 
 
 def test_other_errors_are_not_about_memory(mock_folder, tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ def test_only_what_depends_on_a_change_is_executed_again(smoke):
         (modules / "decoding.py", "CROP = 232", "CROP = 230", NAMES),
         (modules / "decoding.py", "CROP = 232", "CROP  =  232  # spaces and a comment", []),
         (modules / "tune.py", "STALE_S = 3600", "STALE_S = 3601", searched),
+        (modules / "train.py", "math.sqrt(loss)", "loss**0.5", []),  # a run is found under its key
         (modules / "plots.py", "def confusion_grid(", "def confusion_grid(*, ", drawn),
         (paper.notebook_path(NAMES[1]), "What is reached", "What can be reached", ["02_benchmarks"]),
         (smoke / "paper/networks.yaml", "name: VGG16", "name: VGG-16", ["04_architectures"]),
