@@ -47,7 +47,7 @@ def scores_in_full(
     "A study's best trial, trained in full."
     best, epochs = completed(study)[0].params, tuning.space.full_epochs
     jobs = {tuning.folder / f"full-{i}": tuning.space.spec(best, seed=FULL_SEED + i, epochs=epochs) for i in range(seeds)}
-    galaxies = tuning.galaxies(tuning.space.spec())
+    galaxies = tuning.galaxies_at(tuning.space.spec())
     true = galaxies.labels[galaxies.rows("validation")]
     return [rmse(predictions, true) for predictions in train_in_full(tuning, jobs).values()]
 

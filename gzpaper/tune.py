@@ -64,7 +64,7 @@ def galaxies_of(
 class Tuning:
     "What the trainings of a study have in common."
     space: Space
-    galaxies: Callable[[Spec], Galaxies]  # the galaxies at the scale of a spec's input, the test part sealed
+    galaxies_at: Callable[[Spec], Galaxies]  # the galaxies at the scale of a spec's input, the test part sealed
     folder: Path  # where trainings go, one study's and no other's
     device: torch.device | str = "cpu"
     seed: int = 0
@@ -74,11 +74,11 @@ class Tuning:
     @property
     def digest(self) -> str:
         "The digest of the galaxies, by which a study knows its data."
-        return self.galaxies(self.space.spec()).digest
+        return self.galaxies_at(self.space.spec()).digest
 
     def train(self, spec: Spec, folder: Path, **options) -> Path:  # the weights
         "Train a network, or finish its training; the options are those of `fit`."
-        return fit(spec, self.galaxies(spec), folder, self.device, self.progress, **options)
+        return fit(spec, self.galaxies_at(spec), folder, self.device, self.progress, **options)
 
 # %% ../nbs/17_tune.ipynb #07a06c6a
 @contextlib.contextmanager
@@ -346,7 +346,7 @@ def _try_in_full(tuning: Tuning, folder: Path, spec: Spec):
     if (folder / "failed.txt").exists():
         return
     try:
-        train_and_predict(spec, tuning.galaxies(spec), folder, tuning.device, progress=tuning.progress)
+        train_and_predict(spec, tuning.galaxies_at(spec), folder, tuning.device, progress=tuning.progress)
     except TrainingFailed as error:
         with atomic(folder / "failed.txt") as partial:
             partial.write_text(str(error))
@@ -402,7 +402,7 @@ def hold_round(
     predicted = _predict_each(tuning, number, candidates, seeds)
     if in_use.name not in predicted:
         raise InputError(f"the parameters in use, {in_use.name}, cannot be trained in full: see {tuning.folder} and narrow the space")
-    galaxies = tuning.galaxies(tuning.space.spec())
+    galaxies = tuning.galaxies_at(tuning.space.spec())
     judged = _judge(predicted, galaxies.labels[galaxies.rows("validation")], in_use.name)
     return {"round": number, "seeds": seeds, "rmse": judged["rmse"], "candidates": {c.name: c.parameters for c in candidates},
             "in_use": in_use.name} | judged
