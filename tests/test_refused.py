@@ -37,10 +37,10 @@ def refusal(call, *arguments, **options) -> str:
 # Weights
 
 
-def changed(file: Path, weights: Path, tensors: dict = {}, dtype=None, **about):
+def changed(file: Path, weights: Path, tensors: dict | None = None, dtype=None, **about):
     "The weights with other tensors, or another header."
     state = {name: value.to(dtype) if dtype else value for name, value in load_file(weights).items()}
-    for name, act in tensors.items():
+    for name, act in (tensors or {}).items():
         act(state[name])
     save_file(state, file, metadata={"gzpaper": json.dumps(read_header(weights) | about)})
 
@@ -77,7 +77,8 @@ WEIGHTS = {  # how a file is made from good weights, and what the message says a
     "whole numbers": (lambda f, w: changed(f, w, dtype=torch.int32), ["torch.int32", "train it again"]),
     "a tensor too many": (lambda f, w: save_file(load_file(w) | {"other": torch.zeros(1)}, f,
                                                  metadata={"gzpaper": json.dumps(read_header(w))}), ["'other'", "does not fit"]),
-    "no spec": (lambda f, w: with_header(f, about(w, json.dumps({"columns": read_header(w)["columns"]}))), ["does not say", "train it again"]),
+    "no spec": (lambda f, w: with_header(f, about(w, json.dumps({"columns": read_header(w)["columns"]}))),
+                ["does not say", "train it again"]),
     "a list": (lambda f, w: changed(f, w, spec=[1]), ["does not say", "train it again"]),
     "not JSON's": (lambda f, w: with_header(f, about(w, "[1, 2]")), ["another program"]),
     "deep": (lambda f, w: with_header(f, about(w, "[" * 100_000)), ["another program", "name a file"]),
@@ -85,7 +86,7 @@ WEIGHTS = {  # how a file is made from good weights, and what the message says a
     "huge": (lambda f, w: with_header(f, about(w, " " * 5 * 2**20)), ["more than 4 MiB", "fetch it"]),
     "said to be huge": (lambda f, w: f.write_bytes(struct.pack("<Q", 2**62) + b"{}"), ["more than 4 MiB", "fetch it"]),
     "width": (lambda f, w: with_spec(f, w, model_parameters={"width": 100_000}), ["width is 100000", "up to 8192"]),
-    "width within limits": (lambda f, w: with_spec(f, w, model_parameters={"width": 8192}), ["vgg7 of 32 px", "weights, more than 500,000,000"]),
+    "width within limits": (lambda f, w: with_spec(f, w, model_parameters={"width": 8192}), ["vgg7 of 32 px", "more than 500,000,000"]),
     "width, less": (lambda f, w: with_spec(f, w, model_parameters={"width": 256}), ["does not fit the model it names, vgg7"]),
     "depth": (lambda f, w: with_spec(f, w, model_parameters={"depth": 10**9}), ["depth is 1000000000", "up to 100"]),
     "hidden, a text": (lambda f, w: with_spec(f, w, model_parameters={"hidden": "many"}), ["hidden is 'many'", "a whole number"]),
@@ -206,7 +207,8 @@ PARAMETERS = {  # a file of parameters, and what the message says; None: it is t
     "epochs: .nan": ["epochs is nan", "whole number"], "epochs: true": ["epochs is True", "whole number"],
     "epochs: 1000000000": ["epochs is 1000000000", "at most 100,000"], "epochs: null": ["epochs is None", "whole number"],
     "epochs: 2001-02-03": ["epochs is", "whole number"], f"epochs: 0x{'f' * 5000}": ["epochs is a very large number"],
-    "optimiser: [adam]": ["optimiser is ['adam']", "a name"], "optimiser: {a: 1}": ["optimiser is", "a name"], "schedule: 3": ["schedule is 3"],
+    "optimiser: [adam]": ["optimiser is ['adam']", "a name"], "optimiser: {a: 1}": ["optimiser is", "a name"],
+    "schedule: 3": ["schedule is 3"],
     "precision: true": ["precision is True"], "model: 7": ["model is 7"], "model: [vgg7]": ["model is ['vgg7']"],
     "augment: 3": ["augment is 3", "name: value"], "augment: null": ["augment is None"], "augment: {zoom: true}": ["augment.zoom is True"],
     "augment: {zoom: .nan}": ["augment.zoom is nan"], "augment: {zoom: [1]}": ["augment.zoom is [1]"],
@@ -215,7 +217,8 @@ PARAMETERS = {  # a file of parameters, and what the message says; None: it is t
     "model_parameters: {width: 1000000}": ["width is 1000000", "up to 8192"], "model_parameters: {width: []}": ["width is []"],
     "model_parameters: {dropout: abc}": ["dropout is 'abc'", "a number"], "model_parameters: {dropout: .nan}": ["dropout is nan"],
     "model_parameters: {head: null}": ["head is None", "a name"], "model_parameters: {head: [sigmoid]}": ["head is ['sigmoid']"],
-    "model_parameters: {batch_norm: 1}": ["batch_norm is 1", "true or false"], "model_parameters: {batch_norm: 'no'}": ["batch_norm is 'no'"],
+    "model_parameters: {batch_norm: 1}": ["batch_norm is 1", "true or false"],
+    "model_parameters: {batch_norm: 'no'}": ["batch_norm is 'no'"],
     "seed: 9223372036854775808": ["seed is 9223372036854775808", "at most"], "seed: -1": ["seed is -1", "0 or more"],
     "batch_size: 1000000000": ["batch_size is 1000000000", "at most 100,000"], "size: 100000": ["size is 100000", "at most 2,048"],
     "field: 0.1": ["field 0.1", "px wide", "larger field"], "field: .nan": ["field is nan"], "field: -3": ["field -3"],
@@ -242,8 +245,8 @@ def test_parameters_are_refused_by_name(text, mock_folder, tmp_path, cli):
 
 
 def test_what_can_be_read_is_read(tmp_path):
-    (tmp_path / "params.yaml").write_text("epochs: 8.0\nlearning_rate: 1e-3\nseed: '12345678901'\nfield: 212\nmodel_parameters: {width: 8.0}\n"
-                                          "augment: {zoom: 5e-1}")
+    (tmp_path / "params.yaml").write_text("epochs: 8.0\nlearning_rate: 1e-3\nseed: '12345678901'\nfield: 212\n"
+                                          "model_parameters: {width: 8.0}\naugment: {zoom: 5e-1}")
     spec = Spec.from_dict(read_yaml(tmp_path / "params.yaml"))
     assert spec == Spec(epochs=8, learning_rate=0.001, seed=12345678901, model_parameters={"width": 8},
                         augment=spec.augment) and spec.augment.zoom == 0.5
