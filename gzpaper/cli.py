@@ -192,7 +192,7 @@ def _train_together(spec, data: Path, out: Path, held_out: tuple[int, int], devi
     else:
         print(f"{'trained already: ' * trained_before}the weights are in {made}, the history in {out / 'history.csv'}")
 
-# %% ../nbs/25_cli.ipynb #16f0ca5c
+# %% ../nbs/25_cli.ipynb #4e74992e
 @_app.command("train")
 def _train(
     context: typer.Context,
@@ -224,9 +224,14 @@ def _train(
 ):
     "Train a network on labelled galaxies; several GPUs: `torchrun --nproc-per-node gpu --no-python gzpaper train ...`."
     from gzpaper.scores import read_scorable
+    from gzpaper.spec import check_teacher
+    from gzpaper.train import check_start
 
     predictions = read_scorable(teacher) if teacher else None
     spec = _training_spec(context, params, pretrained, teacher)
+    check_start(spec, pretrained)
+    if teacher:
+        check_teacher(spec, predictions, data, validation, test)
     _train_together(spec, data, out, (validation, test), device, pretrained=pretrained, teacher=predictions, compile=compile)
 
 # %% ../nbs/25_cli.ipynb #4d77ada3
