@@ -30,7 +30,9 @@ def main():
     try:
         _app()
     except InputError as error:
-        print(f"gzpaper: {' '.join(str(error).split())}", file=sys.stderr)
+        from gzpaper.images import printable
+
+        print(f"gzpaper: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as stop:
         if stop.code == _STOPPED:
@@ -46,10 +48,11 @@ _app.add_typer(_data_app, name="data")
 def _data_check(folder: Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")]):
     "Find everything that is wrong with a folder of galaxies."
     from gzpaper.data import check_folder
+    from gzpaper.images import printable
 
     problems = check_folder(folder)
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     if problems:
         raise InputError(f"{folder} has {len(problems)} problems, listed above: correct or remove these galaxies")
     print(f"{folder} is in order")
