@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .decoding import CROP, KINDS, decode
+from .decoding import CROP, KINDS, decode, split_name
 from .files import atomic, digest, find_or_make
 from .tree import InputError
 
@@ -85,7 +85,7 @@ def _listed(
 # %% ../nbs/03_images.ipynb #4bb1116d
 def _galaxy_ids(names: list[str]) -> np.ndarray:
     "The GalaxyID of each file [N]: numbers if all of them are, else text."
-    stems = [Path(name).stem for name in names]
+    stems = [split_name(name)[0] for name in names]
     return np.array([int(s) for s in stems] if all(s.isdecimal() for s in stems) else stems)
 
 # %% ../nbs/03_images.ipynb #3fca54d2
