@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import gzpaper
 from .data import alike, for_csv, header, read_table
+from .decoding import scale_hint
 from .evaluate import ASKED
 from .files import atomic, check_output, digest, exclusive
 from .images import Images, printable, tell_others
@@ -365,7 +366,8 @@ def predict_folder(
     ensemble = Ensemble(weights or released(), rotations, flip, scales, device)
     parts = _Parts(Path(f"{out}.parts"), images, image_parts(len(images)), ensemble.about)
     share = parts.cut[shard[0] - 1 :: shard[1]]
-    _predict_share(ensemble, parts, share, skip_bad, progress)
+    with scale_hint():
+        _predict_share(ensemble, parts, share, skip_bad, progress)
     with exclusive(out) if shard[1] > 1 else nullcontext():
         if share and not parts.path(share[0]).exists():  # another share was last, wrote the tables and removed the parts
             return _written(Path(out))
