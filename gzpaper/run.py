@@ -177,7 +177,7 @@ class First:
         return weights, {"spec": self.spec.to_dict(), "seconds": _seconds(weights.parent)}
 
 # %% ../nbs/14_run.ipynb #97e5dad8
-_TRAINING_MODULES = ("tree", "decoding", "images", "data", "loader", "models", "spec", "train", "predict")
+_TRAINING_MODULES = ("tree", "bands", "decoding", "images", "data", "loader", "models", "spec", "train", "predict")
 
 
 def versions() -> dict:
