@@ -15,6 +15,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -165,6 +166,20 @@ def code_digest(
     return digest(b"".join((folder / f"{name}.py").read_bytes() for name in sorted(modules)))
 
 # %% ../nbs/01_files.ipynb #10799c7c
+_PATIENCE_S = 2  # before a line says what is waited for
+
+
+def _acquire(lock: FileLock, path: Path, wait: bool):
+    "Take a lock, or say that another process has it."
+    try:
+        lock.acquire(timeout=_PATIENCE_S if wait else 0)
+    except Timeout:
+        if not wait:
+            raise
+        print(f"waiting for another process, which is at {path}", file=sys.stderr)
+        lock.acquire()
+
+
 @contextmanager
 def exclusive(
     path: str | Path,  # of a file or a folder
@@ -175,7 +190,7 @@ def exclusive(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire(timeout=-1 if wait else 0)
+        _acquire(lock, path, wait)
     except Timeout:
         raise
     except (OSError, NotImplementedError) as error:
@@ -201,6 +216,8 @@ def find_or_make(
         if (kept := find()) is None:  # no other process has made it meanwhile
             make()
             kept = find()
+    if kept is None:
+        raise InputError(f"{path} was made, but is not what it was made for: has what it is made from changed meanwhile? Try again")
     return kept
 
 # %% ../nbs/01_files.ipynb #9801e7e9

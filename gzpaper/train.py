@@ -36,7 +36,7 @@ from .models import adapter_state, add_adapters, build_model, load_features, mer
 from .scores import rmse
 from .spec import RECIPE, Spec, run_key, split_rows, told_by
 from .tree import InputError
-from .weights import Input, read_header, save_weights, spec_of
+from .weights import Input, key_of, read_header, save_weights, spec_of
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'OPTIMISERS', 'SCHEDULES', 'pick_device', 'pick_precision', 'build_optimiser', 'build_schedule', 'World',
@@ -549,7 +549,7 @@ def _is_trained(weights: Path, key: str) -> bool:
     "Whether a training is finished. Raises `InputError` for the weights of another one."
     if not weights.exists():
         return False
-    if read_header(weights).get("key") != key:
+    if key_of(read_header(weights)) != key:
         raise InputError(f"{weights} is of a training with other parameters or galaxies: name another folder, or remove it")
     return True
 

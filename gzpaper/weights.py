@@ -98,6 +98,14 @@ def spec_of(
     except InputError:  # another program's, or imagenet
         return None
 
+# %% ../nbs/11_weights.ipynb #key0of01
+def key_of(
+    about: dict,  # of `read_header`
+) -> str:  # empty: it was not trained
+    "The key of the training that a header tells of; headers of earlier versions do not write it down."
+    told = "key" in about or not {"galaxies", "recipe"} <= about.keys()
+    return about.get("key", "") if told else run_key(Spec.from_dict(about["spec"]), about["galaxies"], about["recipe"])
+
 # %% ../nbs/11_weights.ipynb #9472a091
 def _check_key(about: dict, spec: Spec):
     "Make sure that a header's spec is the one that was trained. Raises `InputError` if not."
