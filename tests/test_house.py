@@ -17,7 +17,8 @@ from gzpaper.run import RUN_FILES
 ROOT = root()
 LIBRARY = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
 PAPER = sorted(ROOT.glob("nbs/paper/*.ipynb"))
-CORE = "tree files bands decoding images data volunteers mock scores loader models spec weights train predict run evaluate catalogue cli".split()
+CORE = ("tree files bands decoding images data volunteers mock scores loader models "
+        "spec weights train predict run evaluate catalogue cli").split()
 
 
 def cells(path: Path, kind: str = "code") -> list[dict]:
