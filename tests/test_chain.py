@@ -59,7 +59,8 @@ def test_only_what_depends_on_a_change_is_executed_again(smoke):
         (modules / "scores.py", "n_init=10", "n_init=9", ["02_benchmarks", "03_vgg7", "09_final", "11_submission"]),
         (modules / "decoding.py", "CROP = 232", "CROP = 230", NAMES),
         (modules / "decoding.py", "CROP = 232", "CROP  =  232  # spaces and a comment", []),
-        (modules / "tune.py", "STALE_S = 3600", "STALE_S = 3601", searched),
+        (modules / "study.py", 'startswith("round ")', 'startswith("round")', searched),
+        (modules / "tune.py", "STALE_S = 3600", "STALE_S = 3601", []),  # a search is found, too
         (modules / "train.py", "math.sqrt(loss)", "loss**0.5", []),  # a run is found under its key
         (modules / "plots.py", "def confusion_grid(", "def confusion_grid(*, ", drawn),
         (paper.notebook_path(NAMES[1]), "What is reached", "What can be reached", ["02_benchmarks"]),

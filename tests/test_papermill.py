@@ -33,7 +33,7 @@ def parameters(smoke) -> dict:
     return values | {"data": "data/dealt"}
 
 
-SPEED = ("seconds", "hours", "per_s", "took")  # what depends on the machine's
+SPEED = ("seconds", "minutes", "hours", "per_s", "took")  # what depends on the machine's
 
 
 def plain(value):
