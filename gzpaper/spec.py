@@ -193,7 +193,7 @@ def check_teacher(
 
 # %% ../nbs/10_spec.ipynb #1e5ab9c2
 RECIPE = 1
-# Later fields, each with the value at which a training is what it was before the field existed
+# Later fields, each with the value at which a training is what it was before the field existed; under their first names
 _NEUTRAL = {"folds": 0, "fold": 0, "accumulate": 1, "pretrained": "", "teacher": "", "galaxies": 0, "model_parameters.batch_norm": True,
             "model_parameters.stem_stride": 4}
 

@@ -267,9 +267,9 @@ def _model_card(
 def _read_scores(path: str | Path) -> dict[str, float]:
     "The numbers of a JSON file, or those that it tells of twins, as paper/numbers/09_final.json does."
     try:
-        found = json.loads(Path(path).read_text())
-        found = found["twins"] if "profile" in found else found  # what a section of the paper has written has both
-        scores = {name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+        told = json.loads(Path(path).read_text())
+        told = told["twins"] if "profile" in told else told  # what a section of the paper has written has both
+        scores = {name: value for name, value in told.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as scores ({error}): name a JSON file of `name: number`") from None
     if not scores:
