@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 settings = ConfigParser(delimiters=["="])
 settings.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-paper = cfg["paper_requirements"].split()
+imagenet = cfg["imagenet_requirements"].split()
+paper = imagenet + cfg["paper_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -23,7 +24,7 @@ setup(
     package_data={"gzpaper": ["released/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"paper": paper, "dev": paper + cfg["dev_requirements"].split()},
+    extras_require={"imagenet": imagenet, "paper": paper, "dev": paper + cfg["dev_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

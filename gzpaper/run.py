@@ -176,8 +176,8 @@ class First:
         weights = find_or_make(folder, lambda: _weights_in(folder), lambda: fit(self.spec, self.galaxies, folder, device))
         return weights, {"spec": self.spec.to_dict(), "seconds": _seconds(weights.parent)}
 
-# %% ../nbs/14_run.ipynb #97e5dad8
-_TRAINING_MODULES = ("tree", "bands", "decoding", "images", "data", "loader", "models", "spec", "train", "predict")
+# %% ../nbs/14_run.ipynb #57c7fc0e
+_TRAINING_MODULES = ("tree", "bands", "decoding", "images", "data", "loader", "layers", "models", "spec", "train", "predict")
 
 
 def versions() -> dict:
@@ -189,13 +189,13 @@ def device_name(device: torch.device) -> str:
     "What a device is, for people."
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores, {platform.machine()}"
 
-# %% ../nbs/14_run.ipynb #823778a0
+# %% ../nbs/14_run.ipynb #38694634
 def _make_run(
     spec: Spec, galaxies: Galaxies, folder: Path, device: torch.device, pretraining: Pretraining | First | None,
     teacher: pd.DataFrame | None,
 ):
     "Train a run and write its files."
-    start, notes = None, {"code": code_digest(*_TRAINING_MODULES)}
+    start, notes = "imagenet" if spec.pretrained == "imagenet" else None, {"code": code_digest(*_TRAINING_MODULES)}
     if pretraining:
         start, notes["pretraining"] = pretraining.make(folder.parent, device)
     train_and_predict(spec, galaxies, folder, device, _write_half, pretrained=start, teacher=teacher)

