@@ -15,9 +15,8 @@ from .tree import COLUMNS, QUESTIONS, Question, asked, to_conditional
 from .volunteers import VOLUNTEERS, vote, vote_variance
 
 # %% auto #0
-__all__ = ['ASKED', 'CONFIDENT', 'LARGEST_POWER', 'SMALLEST_POWER', 'leading', 'confidence', 'majority', 'question_table',
-           'answer_table', 'ceiling', 'confusion', 'calibration_bins', 'leading_path', 'compare_paths', 'learning_law',
-           'fit_learning_law', 'evaluation']
+__all__ = ['ASKED', 'CONFIDENT', 'leading', 'confidence', 'majority', 'question_table', 'answer_table', 'ceiling', 'confusion',
+           'calibration_bins', 'leading_path', 'compare_paths', 'evaluation']
 
 # %% ../nbs/18_evaluate.ipynb #61af31bc
 ASKED = 0.5  # a question counts for galaxies where at least this fraction of the volunteers were asked
@@ -243,44 +242,6 @@ def compare_paths(
                 for answer, share in ((theirs, much), (ours, little))]
         rows.append((next(q.number for q in QUESTIONS if q.name == name), *told, theirs == ours))
     return pd.DataFrame(rows, columns=["question", "volunteers", "network", "agree"])
-
-# %% ../nbs/18_evaluate.ipynb #437dfd5b
-def learning_law(
-    n: np.ndarray,  # relative to the number of galaxies where the excess is taken
-    floor: float | np.ndarray,  # RMSE after infinitely many galaxies
-    excess: float | np.ndarray,  # of the squared RMSE at n = 1
-    power: float | np.ndarray,
-) -> np.ndarray:
-    "RMSE after learning from n galaxies."
-    return np.sqrt(floor**2 + excess * n**-power)
-
-# %% ../nbs/18_evaluate.ipynb #f8d1c2bb
-LARGEST_POWER = 1.0  # the rate of a model whose form is known
-SMALLEST_POWER = 0.01  # below, power and floor cannot be told apart
-
-# %% ../nbs/18_evaluate.ipynb #89aa6828
-def _law_slopes(n: np.ndarray, floor: float, excess: float, power: float) -> np.ndarray:
-    "The derivatives of `learning_law` by floor, excess and power, [sizes, 3]."
-    rmses = learning_law(n, floor, excess, power)
-    by_excess = n**-power / (2 * rmses)
-    return np.stack([floor / rmses, by_excess, -excess * np.log(n) * by_excess], axis=1)
-
-# %% ../nbs/18_evaluate.ipynb #b638941f
-def fit_learning_law(
-    n: np.ndarray,  # [sizes] as in `learning_law`
-    rmses: np.ndarray,  # [sizes]
-    errors: np.ndarray,  # [sizes] of the RMSE
-    lowest: float,  # that the floor can be: the noise of the votes
-    start: np.ndarray | None = None,  # a law that is near: the fit is faster
-) -> np.ndarray:  # floor, excess, power
-    "The law that goes through RMSEs best, in squares weighted by their errors."
-    from scipy.optimize import least_squares  # slow to import
-
-    if start is None:
-        start = [max(lowest, min(1.5 * lowest, rmses.min())), max(rmses.min() ** 2 - lowest**2, 1e-6), 0.5]
-    return least_squares(lambda law: (learning_law(n, *law) - rmses) / errors, start, lambda law: _law_slopes(n, *law) / errors[:, None],
-                         x_scale=[0.01, 0.001, 0.1], ftol=1e-8, xtol=1e-8,
-                         bounds=([lowest, 0, SMALLEST_POWER], [np.inf, np.inf, LARGEST_POWER])).x
 
 # %% ../nbs/18_evaluate.ipynb #01592c57
 def _overall(rmses: pd.DataFrame, worth: pd.DataFrame, calibration: pd.DataFrame) -> pd.DataFrame:  # name, value, low, high

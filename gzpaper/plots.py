@@ -188,28 +188,23 @@ def training_curves(
     ax.legend()
     return ax
 
-# %% ../nbs/19_plots.ipynb #9320ecb0
+# %% ../nbs/19_plots.ipynb #c03dbc18
 def sample_size_curve(
-    scores: pd.DataFrame,  # galaxies, rmse: a row a training
-    curve: pd.DataFrame,  # galaxies, rmse, low, high: the fit
+    trainings: pd.DataFrame,  # galaxies, rmse: a row a training
+    means: pd.DataFrame,  # galaxies, rmse, low, high
     base: float,  # RMSE of the training mean
-    reference: float,  # a skill to draw as a line
-    label: str,  # what the line is
     ax: Axes | None = None,
 ) -> Axes:
-    "RMSE and skill against the number of training galaxies."
+    "RMSE and relative RMSE against the number of training galaxies."
     ax = _axes(ax, COLUMN_WIDTH, 2.8)
-    end = int((curve.galaxies <= scores.galaxies.max()).sum())
-    ax.fill_between(curve.galaxies, curve.low, curve.high, color=_BLUE, alpha=0.15, linewidth=0)
-    for part, style in ((curve[:end], "-"), (curve[max(0, end - 1):], "--")):
-        ax.plot(part.galaxies, part.rmse, style, color=_BLUE, label="fit" if style == "-" else "extrapolated")
-    ax.plot(scores.galaxies, scores.rmse, "o", color=_BLUE, markersize=3.5, markerfacecolor="white", markeredgewidth=0.8, label="trainings")
-    ax.axhline(reference * base, color=_ORANGE, linestyle=":", label=label)
+    ax.fill_between(means.galaxies, means.low, means.high, color=_BLUE, alpha=0.15, linewidth=0, label="95% interval of the mean")
+    ax.plot(means.galaxies, means.rmse, color=_BLUE, label="mean")
+    ax.plot(trainings.galaxies, trainings.rmse, "o", color=_BLUE, markersize=3.5, markerfacecolor="white", markeredgewidth=0.8,
+            label="one training")
     ax.set(xlabel="training galaxies", ylabel="RMSE", xscale="log")
-    _log_ticks(ax.xaxis)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    ax.tick_params(axis="x", rotation=45)
-    ax.secondary_yaxis("right", functions=(lambda y: y / base, lambda s: s * base)).set_ylabel("skill: RMSE / training mean's")
+    ax.set_xticks(means.galaxies, [f"{n:,.0f}" for n in means.galaxies], minor=False)
+    ax.set_xticks([], minor=True)
+    ax.secondary_yaxis("right", functions=(lambda y: y / base, lambda r: r * base)).set_ylabel("relative RMSE")
     ax.legend()
     return ax
 

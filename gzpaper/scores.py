@@ -16,9 +16,9 @@ from .images import PixelStore
 from .tree import COLUMNS, QUESTIONS, InputError, align, predictions_table
 
 # %% auto #0
-__all__ = ['SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'rmse', 'rmse_table', 'score_table', 'mean_of_seeds', 'compare',
-           'against_table', 'verdict', 'compare_folds', 'final_fall', 'all_ones', 'all_zeros', 'training_mean',
-           'central_pixel', 'benchmarks', 'read_scorable', 'scored']
+__all__ = ['SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'rmse', 'rmse_table', 'mean_of_seeds', 'compare', 'relative_rmse',
+           'score_table', 'against_table', 'verdict', 'compare_folds', 'final_fall', 'all_ones', 'all_zeros',
+           'training_mean', 'central_pixel', 'benchmarks', 'read_scorable', 'scored']
 
 # %% ../nbs/07_scores.ipynb #45c8033f
 def _root_mean(squares: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
@@ -89,17 +89,6 @@ def rmse_table(
     rows = [(part, _root_mean(squares[:, where]), *_interval(_root_mean(drawn[:, where], 1))) for part, where in (PARTS | _ANSWERS).items()]
     return pd.DataFrame(rows, columns=["part", "rmse", "low", "high"])
 
-# %% ../nbs/07_scores.ipynb #40574f29
-def score_table(
-    predictions: dict[str, np.ndarray],  # name: [N, 37]
-    true: np.ndarray,  # [N, 37]
-    reference: str = "training mean",  # the name of the predictions that have skill 1
-) -> pd.DataFrame:  # name, rmse, low, high, skill
-    "RMSE with its 95% interval, and skill, of each set of predictions."
-    base = rmse(predictions[reference], true)
-    rows = [(name, rmse(p, true), *_bootstrap_rmse(p, true), rmse(p, true) / base) for name, p in predictions.items()]
-    return pd.DataFrame(rows, columns=["name", "rmse", "low", "high", "skill"])
-
 # %% ../nbs/07_scores.ipynb #7f2960f1
 def mean_of_seeds(
     drawn: np.ndarray,  # [draws, seeds]
@@ -129,6 +118,31 @@ def compare(
     means = [mean_of_seeds(own, rng) for own in (drawn[:, : len(ours)], drawn[:, len(ours) :])]
     low, high = _interval(means[0] - means[1])
     return float(_mean_rmse(ours, true) - _mean_rmse(theirs, true)), float(low), float(high)
+
+# %% ../nbs/07_scores.ipynb #468be865
+def relative_rmse(
+    predictions: list[np.ndarray],  # [N, 37] each: one a seed
+    reference: np.ndarray,  # [N, 37] of the training mean
+    true: np.ndarray,  # [N, 37]
+    draws: int = 2000,  # of the bootstrap
+    seed: int = 0,  # of the draws
+) -> tuple[float, float, float]:  # the mean RMSE over the reference's, and its 95% interval
+    "A paired bootstrap of a network and a reference over galaxies and seeds."
+    errors = np.stack([_galaxy_errors(p, true) for p in (*predictions, reference)], axis=1)  # [N, seeds + 1]
+    drawn = np.sqrt(bootstrap_means(errors, draws, seed))
+    low, high = _interval(mean_of_seeds(drawn[:, :-1], np.random.default_rng([seed, 1])) / drawn[:, -1])
+    return float(_mean_rmse(predictions, true) / rmse(reference, true)), float(low), float(high)
+
+# %% ../nbs/07_scores.ipynb #9c522256
+def score_table(
+    predictions: dict[str, np.ndarray],  # name: [N, 37]
+    true: np.ndarray,  # [N, 37]
+    reference: str = "training mean",  # the name of the predictions whose relative RMSE is 1
+) -> pd.DataFrame:  # name, rmse, low, high, relative, relative_low, relative_high
+    "RMSE and relative RMSE of each set of predictions, with 95% intervals."
+    rows = [(name, rmse(p, true), *_bootstrap_rmse(p, true), *relative_rmse([p], predictions[reference], true))
+            for name, p in predictions.items()]
+    return pd.DataFrame(rows, columns=["name", "rmse", "low", "high", "relative", "relative_low", "relative_high"])
 
 # %% ../nbs/07_scores.ipynb #490b5baa
 def against_table(

@@ -206,7 +206,7 @@ def test_tuning_is_told_as_it_came_out(stage, outcome, verdict):
 @pytest.mark.parametrize("name, other", [
     ("09_final", {"members": ["tuned"], "better": "tuned"}), ("09_final", {"members": ["default"]}),
     ("10_evaluation", {"parameters": "tuned"}),
-    ("08_learning_curve", {"rejected": False, "power_at_bound": ""}), ("08_learning_curve", {"power_at_bound": "smallest"}),
+    ("08_learning_curve", {"last_doubling_is": "lowers"}),
     ("10_evaluation", {"volunteers": None, "maps": False, "at_ceiling": ["odd", "bar"]}),
 ])
 def test_the_text_has_words_for_other_outcomes(stage, name, other):
