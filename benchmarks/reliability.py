@@ -57,7 +57,7 @@ section.numbers(rmse=float(run.history.validation_rmse.iloc[-1]))
 
 
 def prepare(base: Path):
-    "Mock galaxies, some of them damaged for `predict`, weights, and a small repository with a chain of two notebooks."
+    "Mock galaxies, the same images and one that is none for `predict`, weights, and a space to search."
     sys.path.append(str(ROOT / "tests"))
     from conftest import write_untrained
 
@@ -71,14 +71,10 @@ def prepare(base: Path):
     (base / "images/broken.jpg").write_bytes(b"no JPEG")
     write_untrained(base / "weights.safetensors", spread=20)
     (base / "space.yaml").write_text(SPACE)
-    make_repository(base)
-    reproduced = base / "reproduced"
-    shutil.copytree(base / "repository", reproduced)
-    assert wait(start(COMMANDS["reproduce"], reproduced))[0] == 0, (base / "reproduced.log").read_text()
 
 
 def make_repository(base: Path):
-    "A copy of what `gzpaper reproduce` needs, its galaxies not marked as mock so that they can be published."
+    "A small repository with a chain of two notebooks, its galaxies not marked as mock so that they can be published; and it reproduced."
     copy = base / "repository"
     for name in ("gzpaper", "paper", "settings.ini"):
         if (ROOT / name).is_dir():
@@ -100,6 +96,8 @@ def make_repository(base: Path):
         texts = ((parameters, ["parameters"]), (NOTEBOOK.replace("NAME", name), []))
         cells = [common | {"id": f"cell-{i}", "metadata": {"tags": tags}, "source": text} for i, (text, tags) in enumerate(texts)]
         (copy / f"nbs/paper/{name}.ipynb").write_text(json.dumps(template | {"cells": cells}))
+    shutil.copytree(copy, base / "reproduced")
+    assert wait(start(COMMANDS["reproduce"], base / "reproduced"))[0] == 0, (base / "reproduced.log").read_text()
 
 
 def set_up(what: str, base: Path) -> Path:
@@ -387,6 +385,7 @@ def main():
     parser.add_argument("--share", type=float, default=1.0, help="of the points: 0.02 is a try of each kind")
     parser.add_argument("--only", nargs="*", help="these commands alone")
     parser.add_argument("--at-once", type=int, default=2, help="points tried at once")
+    parser.add_argument("--minutes", type=float, default=600, help="after which no other point is tried")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a file for all points, as JSON lines")
     options = parser.parse_args()
@@ -404,14 +403,21 @@ def main():
     with tempfile.TemporaryDirectory() as folder, postgres(Path(folder)) as url:
         base = Path(folder).resolve()
         prepare(base)
+        make_repository(base)
         alone = {what: undisturbed(what, base) for what in COMMANDS}
         with ProcessPoolExecutor(options.at_once, get_context("fork")) as pool:
-            each = {pool.submit(function, task): how for how, function, task in tasks(base, options.share, alone, url, draw)}
-            for i, future in enumerate(as_completed(each), 1):
-                results.append((each[future], told := future.result()))
-                print(f"{i} of {len(each)}: {each[future]} {told['what']}, {told['where']}", file=sys.stderr, flush=True)
-                if "log" in told:
-                    print(json.dumps(told, indent=1), file=sys.stderr, flush=True)
+            todo = list(tasks(base, options.share, alone, url, draw))
+            draw.shuffle(todo)
+            each = {pool.submit(function, task): how for how, function, task in todo}
+            try:
+                for i, future in enumerate(as_completed(each, timeout=60 * options.minutes), 1):
+                    results.append((each[future], told := future.result()))
+                    print(f"{i} of {len(each)}: {each[future]} {told['what']}, {told['where']}", file=sys.stderr, flush=True)
+                    if "log" in told:
+                        print(json.dumps(told, indent=1), file=sys.stderr, flush=True)
+            except TimeoutError:
+                print(f"stopped after {len(results)} of {len(each)} points", file=sys.stderr)
+                pool.shutdown(cancel_futures=True)
     if options.out:
         options.out.write_text("".join(json.dumps({"how": how} | told) + "\n" for how, told in results))
     print(table(results))

@@ -260,7 +260,7 @@ def exclusive(
     finally:
         lock.release()
 
-# %% ../nbs/01_files.ipynb #4dab0aae
+# %% ../nbs/01_files.ipynb #4c7d91bc
 @contextmanager
 def only_one(
     path: str | Path,  # of a file or a folder
@@ -275,8 +275,11 @@ def only_one(
             stack.enter_context(exclusive(key, wait=False))
         except Timeout:
             raise InputError(f"{_holder(lock)} is at work on {path}: wait for it, or {remedy}") from None
-        stack.callback(lock.unlink, missing_ok=True)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
 
 # %% ../nbs/01_files.ipynb #03443b61
 _Kept = TypeVar("_Kept")
