@@ -118,7 +118,7 @@ def published() -> list[str]:
 
 def deadly(folder: Path, number: int | None, counter):
     "Count the changes to files below a folder, and die before the one of a number."
-    pid, place = os.getpid(), str(folder)
+    pid, place = os.getpid(), f"{folder}{os.sep}"
 
     def changed(event: str, arguments: tuple):
         if os.getpid() != pid or event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
@@ -144,6 +144,7 @@ def start(arguments: list[str], folder: Path, before=lambda: None) -> int:  # th
         os.chdir(folder)
         log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1), os.dup2(log, 2)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
         before()
         from gzpaper.cli import main
 
@@ -289,6 +290,7 @@ def workers_point(task: tuple) -> dict:
     states = [t.state.name for t in take_study(open_storage(url), f"study-{number}").trials]
     lost = [] if sum(s in ("COMPLETE", "PRUNED") for s in states) >= 4 and (folder / "out/params.yaml").exists() else states
     told = judged("tune", folder, {}, {"where": f"after {delay:.2f} s", "codes": codes, "right": codes[1:] == [0, 0]})
+    told.pop("log", None)  # the names of its trials differ
     return told | {"what": "tune, two on PostgreSQL, one killed", "lost": lost,
                    "differing": [name for name in told["differing"] if LEFT.search(name)]}
 
@@ -307,6 +309,7 @@ def torchrun_point(task: tuple) -> dict:
             os.kill(int(children[-1]), signal.SIGKILL)
         codes = [process.wait(200), subprocess.run(command, cwd=folder, stdout=log, stderr=log).returncode]
     told = judged("train", folder, {}, {"where": f"after {delay:.2f} s", "codes": codes, "right": codes[1] == 0})
+    told.pop("log", None)
     close = {name for name in wanted if name not in told["differing"]}  # whether it is there; numbers differ in their last digits
     return told | {"what": "train, two of torchrun, one killed", "lost": sorted(close), "traceback": False,
                    "differing": [name for name in told["differing"] if LEFT.search(name)]}

@@ -133,7 +133,7 @@ def _fits_table(table: pd.DataFrame):  # an astropy Table
         columns[name].unit = units.dimensionless_unscaled if name.endswith(("_fraction", "_spread")) else None
     return columns
 
-# %% ../nbs/24_catalogue.ipynb #3662bf47
+# %% ../nbs/24_catalogue.ipynb #7184a307
 def _write_fits(table: pd.DataFrame, path: Path, about: dict):
     "Write a catalogue whose columns have units, and descriptions where astropy looks for them and where TOPCAT does."
     from astropy.io import fits
@@ -141,9 +141,9 @@ def _write_fits(table: pd.DataFrame, path: Path, about: dict):
     columns = _fits_table(table)
     told = f"gzpaper {gzpaper.__version__}, " + ", ".join(f"{name} {value}" for name, value in about.items())
     columns.meta["comments"] = textwrap.wrap(told, 70)
-    columns.write(path, format="fits")
-    with fits.open(path, mode="update") as file:
-        file[1].header.update({f"TCOMM{i}": description for i, description in enumerate(catalogue_columns().values(), 1)})
+    table_hdu = fits.table_to_hdu(columns)
+    table_hdu.header.update({f"TCOMM{i}": description for i, description in enumerate(catalogue_columns().values(), 1)})
+    fits.HDUList([fits.PrimaryHDU(), table_hdu]).writeto(path)
 
 # %% ../nbs/24_catalogue.ipynb #5cd3d9fe
 def write_catalogue(
