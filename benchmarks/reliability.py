@@ -255,7 +255,11 @@ def pair_point(task: tuple) -> dict:
     log = Path(f"{folder}.log").read_text()
     told = not any(codes) or "process" in log or "already" in log or "exists" in log
     right = 0 in codes and {*codes} <= {0, 1} and told and "ree some space" not in log
-    return judged(what, folder, wanted, {"where": f"{delay:.2f} s apart", "codes": codes, "right": right})
+    told = judged(what, folder, wanted, {"where": f"{delay:.2f} s apart", "codes": codes, "right": right})
+    if what == "tune":  # two draw other trials than one, so only what is left behind counts
+        told |= {"lost": [name for name in told["lost"] if "/round-" not in name],
+                 "differing": [name for name in told["differing"] if LEFT.search(name)]}
+    return told
 
 
 def signal_point(task: tuple) -> dict:
@@ -267,7 +271,7 @@ def signal_point(task: tuple) -> dict:
         time.sleep(delay)
         os.kill(process.pid, number)
         code = process.wait(120)
-    said = [line for line in re.split(r"[\r\n]+", Path(f"{folder}.log").read_text()) if line.startswith("gzpaper: ")]
+    said = re.findall("gzpaper: .*", Path(f"{folder}.log").read_text())
     time.sleep(0.3)
     children = subprocess.run(["ps", "-o", "pid=,args=", "-g", str(process.pid)], capture_output=True, text=True).stdout.strip()
     right = code == 0 or code == 128 + number and len(said) == 1 and not children
