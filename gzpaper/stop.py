@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 # %% auto #0
-__all__ = ['stops_at_once']
+__all__ = []
 
 # %% ../nbs/01_stop.ipynb #58f017d4
 def as_worker():
@@ -64,7 +64,7 @@ def _imports(frame: FrameType | None) -> bool:
         frame = frame.f_back
     return frame is not None
 
-# %% ../nbs/01_stop.ipynb #9c1763d6
+# %% ../nbs/01_stop.ipynb #940537f8
 def _handled(handle: Callable[[int, FrameType | None], None]) -> Callable[[], None]:  # gives the signals back
     "Handle the signals, where that is possible: in the main thread."
     if threading.current_thread() is not threading.main_thread():

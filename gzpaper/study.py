@@ -36,8 +36,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats and retries have been so for years
 
 # %% auto #0
-__all__ = ['DRAWN', 'open_storage', 'storage_errors', 'defaults', 'open_study', 'take_study', 'completed', 'trial_table',
-           'rounds_of', 'tell_round', 'publish_study']
+__all__ = ['open_storage', 'storage_errors', 'defaults', 'open_study', 'take_study', 'completed', 'trial_table', 'rounds_of',
+           'tell_round', 'publish_study']
 
 # %% ../nbs/16_study.ipynb #6e1e3e53
 def _without_worker(trial: FrozenTrial) -> FrozenTrial:
@@ -45,7 +45,7 @@ def _without_worker(trial: FrozenTrial) -> FrozenTrial:
     trial.user_attrs = {name: value for name, value in trial.user_attrs.items() if name != "worker"}
     return trial
 
-# %% ../nbs/16_study.ipynb #69ab5a39
+# %% ../nbs/16_study.ipynb #d842451e
 DRAWN = "drawn"  # says of a trial that it has all its parameters
 
 
