@@ -226,14 +226,15 @@ def predict_images(
 # %% ../nbs/13_predict.ipynb #d419df3e
 TABLES = (".csv", ".parquet")  # what a predictions table may end in
 
-# %% ../nbs/13_predict.ipynb #d6c5983a
+# %% ../nbs/13_predict.ipynb #a88eddf7
 def write_predictions(
     table: pd.DataFrame,  # a predictions table
     path: str | Path,  # .csv or .parquet
+    replaces: bool = True,  # whether another table may be replaced
 ):
-    "Write a predictions table. Raises `InputError` for another kind of file."
+    "Write a predictions table. Raises `InputError` for another kind of file, or a table that may not be replaced."
     check_output(path, *TABLES)
-    with atomic(path) as partial:
+    with atomic(path, replaces) as partial:
         if Path(path).suffix == ".csv":
             for_csv(table).to_csv(partial, index=False, float_format="%.6f")
         else:

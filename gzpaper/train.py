@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, LinearLR, O
 from tqdm import tqdm
 
 from .data import Galaxies
-from .files import atomic
+from .files import atomic, check_own
 from .images import PixelStore
 from .loader import Batches, DeviceStore, channel_statistics, store_side
 from .models import adapter_state, add_adapters, build_model, imagenet_of, load_features, merge_adapters, outlined, read_features
@@ -506,13 +506,15 @@ def _resume(training: Training, checkpoint: Path):
     training.restore(state)
     training.history = state["history"]
 
-# %% ../nbs/12_train.ipynb #1c035268
+# %% ../nbs/12_train.ipynb #27cef4ca
 def _train(training: Training, validation: Batches, folder: Path, progress: bool, watch: Callable[[dict], None]):
     "Epoch after epoch until all are done, with a checkpoint after each."
     images, history, world = len(training.batches.rows), training.history, training.world
     bar = tqdm(desc=training.spec.model, total=training.spec.epochs * images, initial=len(history) * images, unit="img",
                disable=not progress or world.rank > 0)
     with bar:
+        if history:  # it may have been stopped before it was told the last one
+            watch(history[-1])
         while len(history) < training.spec.epochs:
             row = world.told(_epoch_row(training, validation, bar.update))
             history.append(row)
@@ -562,7 +564,7 @@ def _check_enough(spec: Spec, galaxies: Galaxies):
     if len(learn) < 2 or spec.folds and not len(held_out):
         raise InputError(f"{len(learn)} to learn from and {len(held_out)} to validate on are too few: add galaxies or change the split")
 
-# %% ../nbs/12_train.ipynb #fbd1cc83
+# %% ../nbs/12_train.ipynb #55cd9f37
 def fit(
     spec: Spec,
     galaxies: Galaxies,
@@ -573,7 +575,7 @@ def fit(
     teacher: pd.DataFrame | None = None,  # a predictions table: what `spec.teacher` is a name for
     compile: bool = False,  # whether torch.compile is to make the network faster
     world: World = ALONE,  # of `join`
-    watch: Callable[[dict], None] = lambda row: None,  # told each epoch's row of the history once its checkpoint is written
+    watch: Callable[[dict], None] = lambda row: None,  # told each epoch's row of the history, and at a new start the last one again
 ) -> Path:  # the weights
     "Train a network, or finish its training. Raises `InputError` if the folder holds another training, or a damaged checkpoint."
     folder, key, device = Path(folder), run_key(spec, galaxies.digest), torch.device(device)
@@ -586,6 +588,7 @@ def fit(
             training = Training(spec, _start(spec, pretrained), learn, device, key, world, compile)
             if checkpoint.exists():
                 _resume(training, checkpoint)
+            check_own(folder / "history.csv", b"epoch,learning_rate,")
             _train(training, validation, folder, progress, watch)
         with world.first():
             if world.rank == 0:

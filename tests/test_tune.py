@@ -57,9 +57,11 @@ where, data, folder, trials, victim = sys.argv[1:]
 folder, report = Path(folder), tune._report
 
 def noted(trial, value, step, steps):
-    with open(folder / "epochs.log", "a") as log:
-        log.write(f"{first_number(tune._frozen(trial))} {step} {os.getpid()}\\n")
-    report(trial, value, step, steps)
+    try:
+        report(trial, value, step, steps)
+    finally:  # once it is told, as one that was killed before that is told when it is taken up
+        with open(folder / "epochs.log", "a") as log:
+            log.write(f"{first_number(tune._frozen(trial))} {step} {os.getpid()}\\n")
     if int(victim):
         time.sleep(600)
 
