@@ -126,7 +126,8 @@ def test_a_band_outside_of_the_survey_is_refused(value, empty):
 
 
 def test_a_saturated_image_is_refused():
-    assert_refused(cube(np.full_like(LIGHT, 65535)), "1.fits", "nearly uniform")
+    assert_refused(cube(np.full_like(LIGHT, 65535)), "1.fits", "nothing in band g")
+    assert_refused(cube(np.minimum(LIGHT * 1e4, 65535)), "1.fits", "nanomaggies")
 
 
 @pytest.mark.parametrize("unit, remedy", [("maggies", "1e9"), ("Jy", "2.754e5"), ("mJy/pixel", "275.4"), ("ADU", "zero point"),
