@@ -424,15 +424,15 @@ def _check_judged(data: Path | None, validation: int):
     if validation < 1:
         raise InputError(f"validation is {validation}: parameters are judged by the validation part, give it galaxies")
 
-# %% ../nbs/25_cli.ipynb #d430b38a
-def _space_to_search(space_file: Path, folds: int):  # a Space
+# %% ../nbs/25_cli.ipynb #3403456e
+def _space_to_search(space_file: Path, folds: int, seed: int):  # a Space
     "What is searched. Raises `InputError` if the file is not there, or asks for what cannot be trained."
     from gzpaper.space import read_space
 
     if not space_file.is_file():
         raise InputError(f"{space_file} is not there: name what is searched with --space; the repository's paper/search has examples")
     space = read_space(space_file)
-    space.spec(folds=folds)
+    space.spec(folds=folds, seed=seed)
     return space
 
 # %% ../nbs/25_cli.ipynb #0c9ed639
@@ -472,7 +472,7 @@ def _take_sigterm_for_ctrl_c():
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-# %% ../nbs/25_cli.ipynb #23a68bcd
+# %% ../nbs/25_cli.ipynb #e9f986a8
 @_tune_app.callback()
 def _tune(
     context: typer.Context,
@@ -502,7 +502,7 @@ def _tune(
         from gzpaper.study import open_storage, open_study
         from gzpaper.train import pick_device
         from gzpaper.tune import Tuning, galaxies_of
-    params, name, space = params or out / "params.yaml", name or space_file.stem, _space_to_search(space_file, folds)
+    params, name, space = params or out / "params.yaml", name or space_file.stem, _space_to_search(space_file, folds, seed)
     check_output(params, ".yaml")
     tuning = Tuning(space, galaxies_of(data, out, validation, test), out / name, pick_device(device), seed, folds)
     study = open_study(name, space, open_storage(storage or str(out / "study.db")), tuning.digest, seed, folds)

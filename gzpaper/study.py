@@ -219,7 +219,7 @@ def suggest(trial: Trial, space: Space) -> dict:  # name: value
     "A trial's parameters."
     return {name: _suggest_one(trial, name, distribution) for name, distribution in space.searched.items()}
 
-# %% ../nbs/16_study.ipynb #075fe67a
+# %% ../nbs/16_study.ipynb #51ad0d00
 class _NumberedSampler(BaseSampler):
     "TPE (Bergstra 2011, https://papers.nips.cc/paper/4443), seeded anew for each trial by its place; the first has defaults."
 
@@ -229,11 +229,11 @@ class _NumberedSampler(BaseSampler):
         first: dict,  # name: value of the first trial's parameters; one that is not in the space is drawn
     ):
         self.seed, self.first = seed, first
-        self.tpe, self.is_first = TPESampler(seed=seed), False
+        self.tpe, self.is_first = TPESampler(), False
 
     def before_trial(self, study: Study, trial: FrozenTrial):
         place = ordinal(study, trial)
-        self.tpe, self.is_first = TPESampler(seed=1000 * self.seed + place, constant_liar=True), place == 0
+        self.tpe, self.is_first = TPESampler(seed=(1000 * self.seed + place) % 2**32, constant_liar=True), place == 0
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict:
         return self.tpe.infer_relative_search_space(study, trial)

@@ -537,3 +537,14 @@ def test_a_password_is_never_shown(address, tmp_path, monkeypatch, cli):
         assert result.code == 1 and len(result.lines) == 1, result
         assert "s3cr3tw0rd" not in result.err and "\x1b" not in result.err, result
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed, words", [(-1, "0 or more"), (2**63, "at most"), (10**13, "at most"), (10**12, "")])
+def test_seeds_of_a_search(seed, words, mock_folder, tmp_path, cli):
+    pytest.importorskip("optuna", reason="searches need Optuna: install gzpaper[paper]")
+    space = tmp_path / "space.yaml"
+    space.write_text("size: 32\nepochs: 1\nfull_epochs: 1\nmodel_parameters: {width: 2}\nbatch_size: [8, 12]")
+    result = cli("tune", "--data", mock_folder, "--space", space, "--out", tmp_path / "tune", "--validation", 8, "--test", 8, "--trials", 1,
+                 "--rounds", 0, "--device", "cpu", "--seed", seed)
+    result.refused(f"seed is {seed}", words) if words else None
+    assert result.code == bool(words), result
