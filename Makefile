@@ -11,7 +11,7 @@ TUNABLES := glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4
 KEEP_MEMORY := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-$(TUNABLES)}
 OPTIONS = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
-.PHONY: help install reproduce figures report publish test readme colab lab
+.PHONY: help install reproduce figures report publish test fuzz readme colab lab
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -45,6 +45,9 @@ test: .venv/.installed  ## the notebooks, the exported code, the chain on a smal
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(KEEP_MEMORY) $(BIN)/gzpaper reproduce --check $(if $(GZPAPER_DATA),--data "$(GZPAPER_DATA)")
+
+fuzz: .venv/.installed  ## every reader with thousands of damaged and made-up files: about 15 minutes; `make test` has a short form
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --hypothesis-profile=full tests/test_fuzz.py
 
 readme: $(INSTALLED)  ## make README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --execute --no-input --stdout nbs/index.ipynb > $(README).partial

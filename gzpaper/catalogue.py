@@ -25,9 +25,9 @@ from .data import alike, for_csv, header, read_table
 from .decoding import scale_hint
 from .evaluate import ASKED
 from .files import atomic, check_output, digest, exclusive, only_one
-from .images import Images, printable, tell_others
+from .images import Images, tell_others
 from .predict import READABLE, TABLES, Ensemble, image_parts, predict_parts, vote_fractions, write_predictions
-from .tree import COLUMNS, QUESTIONS, InputError, Question, asked, predictions_table, to_labels
+from .tree import COLUMNS, QUESTIONS, InputError, Question, asked, predictions_table, printable, to_labels
 from .weights import released
 
 # %% auto #0

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from .tree import InputError
+from .tree import InputError, printable
 
 _imported()
 
@@ -39,22 +39,18 @@ def main():
         with stoppable("; the same command goes on from here" if goes_on else ""):
             _app()
     except InputError as error:
-        from gzpaper.images import printable
-
-        print(f"gzpaper: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"gzpaper: {error}", file=sys.stderr)
         sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #e377975e
 _data_app = typer.Typer(help="Galaxies in, in Kaggle's layout.", no_args_is_help=True)
 _app.add_typer(_data_app, name="data")
 
-# %% ../nbs/25_cli.ipynb #1bfd5587
+# %% ../nbs/25_cli.ipynb #c0efe5d0
 @_data_app.command("check")
 def _data_check(folder: Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")]):
     "Find everything that is wrong with a folder of galaxies."
     from gzpaper.data import check_folder
-    from gzpaper.images import printable
-
     problems = check_folder(folder)
     for problem in problems:
         print(printable(problem))
@@ -438,15 +434,15 @@ def _check_judged(data: Path | None, validation: int):
     if validation < 1:
         raise InputError(f"validation is {validation}: parameters are judged by the validation part, give it galaxies")
 
-# %% ../nbs/25_cli.ipynb #d430b38a
-def _space_to_search(space_file: Path, folds: int):  # a Space
+# %% ../nbs/25_cli.ipynb #3403456e
+def _space_to_search(space_file: Path, folds: int, seed: int):  # a Space
     "What is searched. Raises `InputError` if the file is not there, or asks for what cannot be trained."
     from gzpaper.space import read_space
 
     if not space_file.is_file():
         raise InputError(f"{space_file} is not there: name what is searched with --space; the repository's paper/search has examples")
     space = read_space(space_file)
-    space.spec(folds=folds)
+    space.spec(folds=folds, seed=seed)
     return space
 
 # %% ../nbs/25_cli.ipynb #91694584
@@ -509,7 +505,7 @@ def _tune(
         from gzpaper.study import open_storage, open_study
         from gzpaper.train import pick_device
         from gzpaper.tune import Tuning, check_params, galaxies_of
-    params, name, space = params or out / "params.yaml", name or space_file.stem, _space_to_search(space_file, folds)
+    params, name, space = params or out / "params.yaml", name or space_file.stem, _space_to_search(space_file, folds, seed)
     check_params(params)
     tuning = Tuning(space, galaxies_of(data, out, validation, test), out / name, pick_device(device), seed, folds)
     study = open_study(name, space, open_storage(storage or str(out / "study.db")), tuning.digest, seed, folds)
@@ -519,22 +515,19 @@ def _tune(
     else:
         _search(study, tuning, trials, out)
 
-# %% ../nbs/25_cli.ipynb #7ae64ff3
+# %% ../nbs/25_cli.ipynb #5be639f8
 @_tune_app.command("status")
 def _tune_status(out: _StudyFolder = Path("runs/tune"), storage: _Storage = None, name: _Name = None):
     "Show how a study stands: its trials by state, the best first, and what its rounds have given."
     with _paper_extra():
         from gzpaper.study import open_storage, rounds_of, take_study, tell_round
         from gzpaper.tune import status
-    where = storage or str(out / "study.db")
-    if "://" not in where and not Path(where).exists():
-        raise InputError(f"{where} is not there: name the study's folder with --out, or its storage with --storage")
-    study = take_study(open_storage(where), name)
+    study = take_study(open_storage(storage or str(out / "study.db"), make=False), name)
     table = status(study, out / study.study_name)
-    print(table.to_string(index=False, na_rep="") if len(table) else "no trials yet")
-    print(f"study {study.study_name}: " + ", ".join(f"{n} {state}" for state, n in table.state.value_counts().items()))
+    print("\n".join(map(printable, table.to_string(index=False, na_rep="").splitlines())) if len(table) else "no trials yet")
+    print(f"study {printable(study.study_name)}: " + ", ".join(f"{n} {state}" for state, n in table.state.value_counts().items()))
     for held in rounds_of(study):
-        print(tell_round(held))
+        print(printable(tell_round(held)))
 
 # %% ../nbs/25_cli.ipynb #dafdc2c3
 _Profile = Annotated[str, typer.Option(help="a file in paper/profiles, without .yaml")]

@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TypeVar
-from zipfile import ZipInfo
+from typing import IO, TypeVar
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from filelock import FileLock, Timeout
 
 import gzpaper
-from .tree import InputError
+from .tree import InputError, printable
 
 # %% auto #0
 __all__ = ['atomic', 'file_digest', 'read_yaml']
@@ -235,7 +235,7 @@ def _acquire(lock: FileLock, path: Path, wait: bool):
     except Timeout:
         if not wait:
             raise
-        print(f"waiting for {_holder(Path(lock.lock_file))}, which is at {path}", file=sys.stderr)
+        print(f"waiting for {printable(_holder(Path(lock.lock_file)))}, which is at {printable(str(path))}", file=sys.stderr)
         lock.acquire()
     _sign(Path(lock.lock_file))
 
@@ -301,19 +301,33 @@ def find_or_make(
         raise InputError(f"{path} was made, but is not what it was made for: has what it is made from changed meanwhile? Try again")
     return kept
 
-# %% ../nbs/01_files.ipynb #9801e7e9
-_LARGEST_ENTRY = 2**30  # bytes
+# %% ../nbs/01_files.ipynb #e6e3a00d
+LARGEST_FILE = 2**27  # bytes
 
 
 def check_unfolded(
     entry: ZipInfo,  # of a zip
     where: str | Path,  # the zip, for the message
-    limit: int = _LARGEST_ENTRY,  # bytes
+    limit: int = LARGEST_FILE,  # bytes
 ):
     "Refuse an entry of a zip that would unfold to more than a limit."
     if entry.file_size > limit:
         raise InputError(f"{where}: {entry.filename} would unfold to {entry.file_size / 2**20:,.0f} MiB, and no more than "
                          f"{limit / 2**20:,.0f} are taken: make it again, or unpack and check it")
+    if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise InputError(f"{where}: {entry.filename} is packed in an unusual way, method {entry.compress_type}: zip it with deflate")
+
+
+@contextmanager
+def unfolded(
+    archive: ZipFile,
+    name: str,  # of an entry
+) -> Iterator[IO[bytes]]:
+    "An entry of a zip to read from. Raises `InputError` for one that would unfold to too much."
+    entry = archive.getinfo(name)
+    check_unfolded(entry, archive.filename)
+    with archive.open(entry) as file:
+        yield file
 
 # %% ../nbs/01_files.ipynb #f24a3ec9
 @functools.cache

@@ -58,19 +58,22 @@ def _choice(name: str, values: list, like) -> CategoricalDistribution:
         raise InputError(f"{name} is {shown(values)}: a choice takes two values or more, none of them twice")
     return CategoricalDistribution(values)
 
-# %% ../nbs/15_space.ipynb #acd0089e
+# %% ../nbs/15_space.ipynb #40f4c4e0
 def _check_range(name: str, value: dict, whole: bool):
     "Refuse a range that cannot be."
     if not {"low", "high"} <= value.keys() <= {"low", "high", "log", "step"}:
         raise InputError(f"{name} is {shown(value)}: a range takes low and high, and log or step if wanted")
     typed(f"{name}: log", value.get("log", False), False)
-    numbers = value["low"], value["high"], value.get("step") or 1
+    step = value.get("step")
+    numbers = [value["low"], value["high"], *([] if step is None else [step])]
     if not all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers) or not value["low"] < value["high"]:
         raise InputError(f"{name} is {shown(value)}: low has to be a number below high (0.001, not 1e-3)")
     if value.get("log") and value["low"] <= 0:
         raise InputError(f"{name}: low is {value['low']}, but a logarithmic scale starts above 0")
     if whole and not all(type(number) is int for number in numbers):
         raise InputError(f"{name} is {shown(value)}: it takes whole numbers")
+    if step is not None and not 0 < step <= value["high"] - value["low"]:
+        raise InputError(f"{name}: step is {step}: it takes a number above 0 that is not larger than the range")
 
 # %% ../nbs/15_space.ipynb #2ea1194b
 def _distribution(name: str, value: dict | list, like) -> BaseDistribution:
@@ -100,13 +103,21 @@ def _check_names(values: dict) -> dict:  # the same, with whole epochs
         raise InputError(f"{name} cannot be given here: it is {_REFUSED[name]}")
     return values | epochs
 
-# %% ../nbs/15_space.ipynb #8d718aa0
+# %% ../nbs/15_space.ipynb #5ee47995
+def _check_known(searched: set[str], own: dict):
+    "Refuse a parameter that a training does not have, or has no more; those of networks are known once a network is made."
+    for name in sorted(searched):
+        if name not in own and not name.startswith("model_parameters."):
+            raise InputError(f"there is no training parameter '{name}': choose from {', '.join(own)}")
+
+# %% ../nbs/15_space.ipynb #937186c8
 def _space(
     values: dict,  # name: value, a range or a choice; names have dots
 ) -> Space:
     "A space from what its file says."
     plain = {name: value for name, value in values.items() if not isinstance(value, dict | list) and name != "full_epochs"}
     own = flattened(Spec.from_dict(nested(plain)).to_dict())  # with the trainer's values of all others
+    _check_known(values.keys() - plain.keys() - {"full_epochs"}, own)
     searched = {name: _distribution(name, value, own.get(name)) for name, value in values.items()
                 if isinstance(value, dict | list)}
     return Space(plain, searched, values["full_epochs"])

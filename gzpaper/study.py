@@ -14,6 +14,7 @@ import sqlite3
 import time
 import warnings
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import optuna
@@ -82,16 +83,25 @@ def replaced(trials: list[FrozenTrial]) -> set[int]:
 # %% ../nbs/16_study.ipynb #006719e6
 HEARTBEAT_S = 30  # a process that has been silent for three times as long is taken to be dead
 
-# %% ../nbs/16_study.ipynb #657c70d5
+# %% ../nbs/16_study.ipynb #cc564e00
 def _public(where: str) -> str:
-    "A storage's address without its password: what stands between the user's name and the last @."
-    return re.sub("://([^:@/]*):.*@", r"://\1:***@", where).split("?")[0] if "://" in where else where
+    "A storage's address without what is its password, or may be it."
+    address = where.split("?")[0]
+    kind, rest = re.match(r"((?:\w[\w+]*:/+)?)(.*)", address, re.DOTALL).groups()
+    if "@" in rest:
+        return f"{kind}{re.match('([^:/@]*:)?', rest)[0]}***@{rest.rpartition('@')[2]}"
+    return kind + re.sub("[:=].*", ":***", rest, flags=re.DOTALL)
 
-# %% ../nbs/16_study.ipynb #7cae7bb3
-def _reason(error: BaseException) -> str:
-    "What an error says, in a line; of sqlalchemy's, what its database says, which has no password in it."
+# %% ../nbs/16_study.ipynb #91720f25
+def _reason(
+    error: BaseException,
+    where: str = "",  # a storage's address, if the error can be about it
+) -> str:
+    "What an error says, in a line; of sqlalchemy's, what its database says. Its kind alone where it quotes what is not public."
     said = str(getattr(error, "orig", None) or error).strip()
-    return said.splitlines()[0] if said and "://" not in said else type(error).__name__
+    hidden = set(re.split("[:/@?&=]", f"{where} {unquote(where)}")) - set(re.split("[:/@?&=]", _public(where)))
+    quotes = "://" in said or any(len(part) > 2 and (part in said or repr(part)[1:-1] in said) for part in hidden)
+    return said.splitlines()[0] if said and not quotes else type(error).__name__
 
 # %% ../nbs/16_study.ipynb #d1496c4e
 def _whole_entry(line: bytes) -> bytes:
@@ -155,30 +165,35 @@ def _open_file(path: Path, heartbeat_s: int) -> BaseStorage:
     _mend(path)
     return JournalStorage(JournalFileBackend(str(path)))
 
-# %% ../nbs/16_study.ipynb #fd3f0907
+# %% ../nbs/16_study.ipynb #d89d922d
 def _check_address(where: str):
     "Refuse what is no storage."
     if "://" in where and where.count("@") > 1:
         raise InputError(f"{_public(where)} has more than one @: write one that is part of the password as %40")
-    if "://" not in where and Path(where).resolve().suffix not in (".db", ".journal"):
-        raise InputError(f"{where} is no storage: name a file that ends in .db or .journal, or postgresql://user:password@host/database")
+    if "://" not in where and (re.search(":.*@", where) or Path(where).suffix not in (".db", ".journal")):
+        raise InputError(f"{_public(where)} is no storage: name a file that ends in .db or .journal, or postgresql://user:password@host/database")
 
 # %% ../nbs/16_study.ipynb #f692b25f
 def open_storage(
     where: str,  # a file, .db or .journal, or postgresql://user:password@host/database
     heartbeat_s: int = HEARTBEAT_S,
+    make: bool = True,  # a file that is not there yet
 ) -> BaseStorage:
     "Where studies are kept. Raises `InputError` for what cannot be reached, without the password."
     _check_address(where)
     is_url = "://" in where
+    if not (is_url or make or Path(where).exists()):
+        raise InputError(f"{_public(where)} is not there: name the study's folder with --out, or its storage with --storage")
     try:
         if is_url:
             return _open_database(where.replace("postgresql://", "postgresql+psycopg://"), heartbeat_s)
         return _open_file(Path(where).resolve(), heartbeat_s)
     except ImportError:
         raise InputError(f"{_public(where)} needs a driver that is not installed: for PostgreSQL, pip install 'psycopg[binary]'") from None
-    except (OSError, ValueError, RuntimeError, sqlite3.Error, sqlalchemy.exc.SQLAlchemyError) as error:
-        raise InputError(f"{_public(where)} cannot be reached ({_reason(error)}): {'start the server, or ' * is_url}name another "
+    except InputError:
+        raise
+    except Exception as error:  # a damaged journal can make Optuna raise anything
+        raise InputError(f"{_public(where)} cannot be reached ({_reason(error, where)}): {'start the server, or ' * is_url}name another "
                          "storage") from None
 
 # %% ../nbs/16_study.ipynb #334afd20
@@ -223,7 +238,7 @@ def suggest(trial: Trial, space: Space) -> dict:  # name: value
     "A trial's parameters."
     return {name: _suggest_one(trial, name, distribution) for name, distribution in space.searched.items()}
 
-# %% ../nbs/16_study.ipynb #075fe67a
+# %% ../nbs/16_study.ipynb #51ad0d00
 class _NumberedSampler(BaseSampler):
     "TPE (Bergstra 2011, https://papers.nips.cc/paper/4443), seeded anew for each trial by its place; the first has defaults."
 
@@ -233,11 +248,11 @@ class _NumberedSampler(BaseSampler):
         first: dict,  # name: value of the first trial's parameters; one that is not in the space is drawn
     ):
         self.seed, self.first = seed, first
-        self.tpe, self.is_first = TPESampler(seed=seed), False
+        self.tpe, self.is_first = TPESampler(), False
 
     def before_trial(self, study: Study, trial: FrozenTrial):
         place = ordinal(study, trial)
-        self.tpe, self.is_first = TPESampler(seed=1000 * self.seed + place, constant_liar=True), place == 0
+        self.tpe, self.is_first = TPESampler(seed=(1000 * self.seed + place) % 2**32, constant_liar=True), place == 0
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict:
         return self.tpe.infer_relative_search_space(study, trial)
@@ -331,13 +346,13 @@ def completed(study: Study) -> list[FrozenTrial]:  # best first
     "The trials that were trained to their end."
     return sorted((t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE), key=lambda t: t.value)
 
-# %% ../nbs/16_study.ipynb #d02c3a0a
+# %% ../nbs/16_study.ipynb #e3d86416
 def _row(trial: FrozenTrial) -> dict:
     "A trial's row of `trial_table`."
     is_complete = trial.state == TrialState.COMPLETE
     return {"number": trial.number, "complete": is_complete,
             "rmse": trial.value if is_complete else trial.intermediate_values[trial.last_step],
-            "epochs": trial.user_attrs["epochs"], "seconds": trial.user_attrs["seconds"],
+            "epochs": trial.user_attrs.get("epochs"), "seconds": trial.user_attrs.get("seconds"),
             **{name.split(".")[-1]: value for name, value in trial.params.items()}}
 
 # %% ../nbs/16_study.ipynb #baf78896

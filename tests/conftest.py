@@ -2,11 +2,13 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import chdir
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from gzpaper import chain, paper
 from gzpaper.cli import main
@@ -26,6 +29,11 @@ from gzpaper.spec import Spec
 from gzpaper.weights import Input, save_weights
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, all processes of the tests would ignore Ctrl-C
+
+_QUIET = {"derandomize": True, "database": None, "deadline": 20_000, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("full", max_examples=1000, **_QUIET)  # `make fuzz`
+settings.register_profile("short", max_examples=20, **_QUIET)
+settings.load_profile("short")
 
 DEEP = ("--validation", 8, "--test", 8, "--size", 32, "--epochs", 1, "--batch-size", 12, "--device", "cpu")
 TINY = (*DEEP, "--width", 2)  # of vgg7
@@ -67,6 +75,18 @@ def edit(path: Path, old: str, new: str):
 def assert_whole(folder: Path):
     "Assert that no half-written file or folder is left."
     assert not list(Path(folder).rglob("*.partial*"))
+
+
+@contextmanager
+def limited(size: float) -> Iterator[None]:
+    "So many bytes of memory more than are in use: who asks for more gets a `MemoryError`."
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(size), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from PIL import Image
 from gzpaper.catalogue import bad_path
 from gzpaper.data import read_table
 from gzpaper.decoding import KINDS
-from gzpaper.images import Images, galaxy_ids, printable
+from gzpaper.images import Images, galaxy_ids
 from gzpaper.predict import READABLE, vote_fractions, write_predictions
 from gzpaper.scores import scored
-from gzpaper.tree import InputError, predictions_table, to_labels
+from gzpaper.tree import InputError, predictions_table, printable, to_labels
 
 FEW = ("--rotations", 1, "--no-flip", "--device", "cpu")
 IMAGES, LABELS = "images_training_rev1", "training_solutions_rev1.csv"
@@ -456,7 +456,7 @@ def test_messages_hold_no_control_characters(tmp_path, cli):
     assert printable("a\x1b[31m\x9b1m\u2028\udce9b") == "a\\x1b[31m\\x9b1m\\u2028\\udce9b"
     table_of("a\x1b[31m", "b").assign(**{"Class1.1": ["many", "0.5"]}).to_csv(tmp_path / "t.csv", index=False)
     refused = cli("evaluate", tmp_path / "t.csv", tmp_path / "t.csv")
-    refused.refused("GalaxyID a\\x1b[31m", "'many' is not a number")
+    refused.refused("GalaxyID 'a\\x1b[31m'", "text of one line")
     assert "\x1b" not in refused.err
 
 
@@ -472,3 +472,30 @@ def test_a_float_is_no_galaxy(tmp_path):
     with pytest.raises(InputError, match="row 1"):
         table_of(1.0, 2.0).to_parquet(tmp_path / "t.parquet")
         read_table(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "1\0x", "1\n"], ids=["long", "NUL", "a line"])
+def test_what_is_no_name(name, tmp_path, cli):
+    table_of(name, "b").to_csv(tmp_path / "t.csv", index=False)
+    refused = cli("evaluate", tmp_path / "t.csv", tmp_path / "t.csv")
+    refused.refused("t.csv, row 1", "text of one line, up to 255 characters")
+    assert len(refused.err) < 1200
+
+
+def test_galaxies_that_are_the_index_of_a_table(tmp_path):
+    table_of(3, 1, 9).set_index("GalaxyID").to_parquet(tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").GalaxyID.tolist() == [1, 3, 9]
+
+
+@pytest.mark.parametrize("kind", ["datetime64[s]", "timedelta64[s]"])
+def test_times_are_no_numbers(kind, tmp_path):
+    table_of(1, 2).assign(**{"Class1.1": np.zeros(2, kind)}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="GalaxyID 1, column Class1.1: .* is not a number"):
+        read_table(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_table_in_another_encoding(encoding, tmp_path):
+    (tmp_path / "t.csv").write_text(table_of("é", "b").to_csv(index=False), encoding=encoding)
+    with pytest.raises(InputError, match="no table in UTF-8: write it as a CSV file in UTF-8"):
+        read_table(tmp_path / "t.csv")

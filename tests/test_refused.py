@@ -12,15 +12,21 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import DEEP, TINY, assert_says, assert_whole
+from conftest import DEEP, TINY, assert_says, assert_whole, limited
 from safetensors.torch import load_file, save_file
 
-from gzpaper.files import atomic, check_output, check_unfolded, exclusive, read_yaml
+from gzpaper.data import read_table
+from gzpaper.decoding import decode
+from gzpaper.files import atomic, check_output, exclusive, read_yaml
+from gzpaper.images import Images
 from gzpaper.models import load_features, outlined, vgg7
+from gzpaper.predict import READABLE
 from gzpaper.spec import Spec
-from gzpaper.tree import InputError, predictions_table
+from gzpaper.tree import COLUMNS, InputError, predictions_table
 from gzpaper.weights import load_weights, read_header
 
 IMAGES = "images_training_rev1"
@@ -276,6 +282,13 @@ SPACES = {  # what is put into a space, and what the message says
     "epochs: .inf": ["epochs is inf"], "epochs: 1.5": ["epochs is 1.5"], "full_epochs: true": ["full_epochs is True"],
     "full_epochs: 1000000": ["epochs is 1000000", "at most"], "batch_size: [8, 1000000]": ["batch_size is 1000000"],
     "ema: [0.9, 0.99]\nema: [0.5, 0.6]": ["ema stands there twice"], "augment: 3": ["augment is 3"],
+    "galaxies: {low: 1, high: 2}": ["no training parameter 'galaxies'", "subset"], "patience: [0, 1]": ["no training parameter 'patience'"],
+    "augment: {zoom: [1, 2], width: [1, 2]}": ["no training parameter 'augment.width'"],
+    "learning_rate: {low: 0.1, high: 0.1}": ["low has to be a number below high"],
+    "learning_rate: {low: 0, high: 1, log: true}": ["above 0"],
+    "accumulate: {low: 1, high: 4, step: 0}": ["step is 0", "above 0"],
+    "learning_rate: {low: 0.1, high: 0.2, step: 3}": ["step is 3", "range"],
+    "optimiser: [[adam]]": ["a choice takes"], "learning_rate: {low: [0.1], high: 1}": ["low has to be a number"],
 }
 
 
@@ -323,12 +336,42 @@ def test_a_large_or_strange_file_of_yaml_is_not_read(tmp_path):
         assert_says(refusal(read_yaml, path), path, "not there, or no file")
 
 
-def test_an_entry_of_a_zip_has_a_limit(tmp_path):
-    with zipfile.ZipFile(tmp_path / "some.zip", "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("labels.csv", bytes(3 * 2**20))
-    [entry] = zipfile.ZipFile(tmp_path / "some.zip").infolist()
-    check_unfolded(entry, "some.zip")
-    assert_says(refusal(check_unfolded, entry, "some.zip", 2**20), "some.zip", "labels.csv", "unfold to 3 MiB", "no more than 1")
+def zipped(path: Path, name: str, size: int, method: int = zipfile.ZIP_DEFLATED, said: int | None = None) -> Path:
+    "A zip of one file of zeros, which may say another size than it has."
+    with zipfile.ZipFile(path, "w", method) as file, file.open(name, "w") as entry:
+        for _ in range(size // 2**20):
+            entry.write(bytes(2**20))
+    if said is not None:
+        data = bytearray(path.read_bytes())
+        for at in (22, data.rfind(b"PK\1\2") + 24):
+            data[at : at + 4] = struct.pack("<I", said)
+        path.write_bytes(data)
+    return path
+
+
+def read_images(path: Path):
+    images = Images(path, READABLE)
+    decode(images.read(0), images.where(0))
+
+
+@pytest.mark.parametrize("read, name", [(read_table, "t.csv"), (read_images, "1.jpg"), (read_images, "1.fits")])
+def test_a_zip_does_not_unfold(read, name, tmp_path):
+    "Nor does one that says that it is small, or that is packed in a way of which one byte can become millions."
+    with limited(2**27):
+        assert_says(refusal(read, zipped(tmp_path / "a.zip", name, 2**28)), name, "256 MiB", "128")
+        assert_says(refusal(read, zipped(tmp_path / "b.zip", name, 2**28, said=1000)), name, "fetch it again")
+        assert_says(refusal(read, zipped(tmp_path / "c.zip", name, 2**20, zipfile.ZIP_BZIP2, said=1000)), name, "method 12", "deflate")
+
+
+def test_an_image_of_gigabytes_is_not_read(tmp_path):
+    with open(tmp_path / "1.png", "wb") as file:
+        file.truncate(2**32)
+    assert_says(refusal(Images, tmp_path, READABLE), "1.png has 4,096 MiB", "128", "smaller stamp")
+
+
+def test_a_parquet_file_does_not_unfold(tmp_path):
+    pd.DataFrame({name: np.zeros(10**6, np.int8) for name in ("GalaxyID", *COLUMNS)}).to_parquet(tmp_path / "t.parquet")
+    assert_says(refusal(read_table, tmp_path / "t.parquet"), "1,000,000 rows", "more than it has bytes")
 
 
 # A disk that says no
@@ -472,3 +515,36 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 def test_networks_have_a_limit():
     assert outlined("vgg7", 64, {"width": 64}).features[0][0].weight.is_meta
     assert_says(refusal(outlined, "vgg7", 64, {"width": 2000}), "vgg7 of 64 px", "width 2000", "ask for a smaller one")
+
+
+# Storages
+
+ADDRESSES = ["postgresql://u:{}@127.0.0.1:1/db", "postgresql:////u:{}@127.0.0.1:1/db", "postgresql:///u:{}@127.0.0.1:1/db",
+             "postgresql:/u:{}@h/db", "postgresql:u:{}@h/db", "postgresql//u:{}@h/study.db", "postgresql://u:{}", "u:{}@127.0.0.1:1/db",
+             "postgresql://u/v:{}@127.0.0.1:1/db",
+             "postgresql:///db?user=u&password={}", "host=127.0.0.1 user=u password={} dbname=db", "postgresql://u:{}@", "postgresql://u:a@{}@h/db",
+             "postgresql://u:a/{}@127.0.0.1:1/db", "postgresql://u:a?{}@127.0.0.1:1/db", "postgresql://u:{}\n@127.0.0.1:1/db",
+             "sqlite:///u:{}@h/none/study.db", "POSTGRESQL://u:{}@127.0.0.1:1/db", "postgresql ://u:{}@127.0.0.1:1/db", "://u:{}@h"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_password_is_never_shown(address, tmp_path, monkeypatch, cli):
+    pytest.importorskip("optuna", reason="searches need Optuna: install gzpaper[paper]")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    for password in ("s3cr3tw0rd", "s3cr3tw0rd/%2f//x", "s3cr3tw0rd\x1b[31m"):
+        result = cli("tune", "status", "--storage", address.format(password))
+        assert result.code == 1 and len(result.lines) == 1, result
+        assert "s3cr3tw0rd" not in result.err and "\x1b" not in result.err, result
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed, words", [(-1, "0 or more"), (2**63, "at most"), (10**13, "at most"), (10**12, "")])
+def test_seeds_of_a_search(seed, words, mock_folder, tmp_path, cli):
+    pytest.importorskip("optuna", reason="searches need Optuna: install gzpaper[paper]")
+    space = tmp_path / "space.yaml"
+    space.write_text("size: 32\nepochs: 1\nfull_epochs: 1\nmodel_parameters: {width: 2}\nbatch_size: [8, 12]")
+    result = cli("tune", "--data", mock_folder, "--space", space, "--out", tmp_path / "tune", "--validation", 8, "--test", 8, "--trials", 1,
+                 "--rounds", 0, "--device", "cpu", "--seed", seed)
+    result.refused(f"seed is {seed}", words) if words else None
+    assert result.code == bool(words), result
