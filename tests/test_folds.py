@@ -131,8 +131,8 @@ def test_nothing_is_learned_from_others(who, whole, tmp_path):
 def validate_until(folder: Path, fold: int, name: str):
     "Cross-validate, and be killed when the file `name` of a fold is half written."
     @contextmanager
-    def deadly(path: Path):
-        with atomic(path) as partial:
+    def deadly(path: Path, *options):
+        with atomic(path, *options) as partial:
             yield partial
             if path == folder / f"fold-{fold}/{name}":
                 os.truncate(partial, partial.stat().st_size // 2)

@@ -11,7 +11,7 @@ from gzpaper import chain
 
 NETWORK = '''
 
-@network()
+@network
 def toy(
     size: int = 64,  # px of the input
     hidden: int = 16,  # units of the tail's hidden layer
@@ -19,7 +19,7 @@ def toy(
     head: str = "sigmoid",  # one of HEADS
 ) -> Network:
     "A single block."
-    return Network(_conv_block(3, 2, 1, pool=True), _dense_tail(2 * (size // 2) ** 2, hidden, dropout), head)
+    return Network(conv_block(3, 2, 1, pool=True), dense_tail(2 * (size // 2) ** 2, hidden, dropout), head)
 '''
 
 
