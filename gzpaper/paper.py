@@ -62,12 +62,20 @@ def published_profile() -> str:
         return json.loads(numbers.read_text())["profile"]
     raise InputError("nothing is published yet: run `gzpaper publish` first")
 
-# %% ../nbs/20_paper.ipynb #10cacd1a
+# %% ../nbs/20_paper.ipynb #9e581518
 def read_chain() -> dict:
-    "The chain as paper/chain.yaml has it: the notebooks in order, and about how many minutes each profile takes."
-    return read_yaml(root() / "paper/chain.yaml")
+    """The chain as paper/chain.yaml has it: the notebooks in order, about how many minutes each profile takes, and the longest that a
+    cell may take. Raises `InputError` for a file that has not all of this."""
+    path = root() / "paper/chain.yaml"
+    chain = read_yaml(path)
+    try:
+        names, minutes = [str(name) for name in chain["notebooks"]], {name: dict(own) for name, own in chain["minutes"].items()}
+        return {"notebooks": names, "minutes": minutes, "cell_timeout_s": int(chain["cell_timeout_s"])}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise InputError(f"{path} takes `notebooks`, a list of names, `minutes`, numbers by profile, and `cell_timeout_s`, a number: "
+                         "correct it") from None
 
-
+# %% ../nbs/20_paper.ipynb #f0d631cd
 def notebook_path(name: str) -> Path:
     "The notebook of a section of the paper."
     return root() / f"nbs/paper/{name}.ipynb"
@@ -80,7 +88,7 @@ def notebook_digest(
     cells = json.loads(notebook_path(name).read_text())["cells"]
     return digest(*[[c["cell_type"], "".join(c["source"])] for c in cells])
 
-# %% ../nbs/20_paper.ipynb #ae10b780
+# %% ../nbs/20_paper.ipynb #81a8705d
 @dataclass(frozen=True)
 class Contender:
     "A network of the comparison, and what its features start from."
@@ -92,11 +100,15 @@ class Contender:
 def read_networks(
     speeds: str,  # which images per second: a name under `images_per_s`
 ) -> tuple[list[Contender], dict[str, float]]:  # the paper's network first; images per second of training, by model or design
-    "The networks of the comparison. Raises `InputError` for one whose speed is not known."
+    "The networks of the comparison. Raises `InputError` for one whose speed is not known, or a damaged file."
     path = root() / "paper/networks.yaml"
     listed = read_yaml(path)
-    contenders = [Contender(**values) for values in listed["compared"]]
-    speed = {name: float(rates[speeds]) for name, rates in listed["images_per_s"].items() if speeds in rates}
+    try:
+        contenders = [Contender(**values) for values in listed["compared"]]
+        speed = {name: float(rates[speeds]) for name, rates in listed["images_per_s"].items() if speeds in rates}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{path} takes `compared`, a list of networks with a name and a model each, and `images_per_s`, numbers by "
+                         "network and profile: correct it") from None
     for unknown in [c.model for c in contenders if c.model not in speed]:
         raise InputError(f"{path.name}: images_per_s has no {speeds} for {unknown}: measure it with benchmarks/train.py")
     return contenders, speed
@@ -327,7 +339,7 @@ def further_predictions(
     spec = Spec.from_dict(run.about["spec"])
     return more_predictions(run, section.galaxies(spec.size, spec.field), part, views)
 
-# %% ../nbs/20_paper.ipynb #e67a24aa
+# %% ../nbs/20_paper.ipynb #f630c3b8
 def pictures(
     section: Section,
     ids,  # [N] GalaxyIDs
@@ -336,7 +348,7 @@ def pictures(
 ) -> np.ndarray:  # [N, side, side, 3] uint8
     "The central parts of some galaxies' images."
     images = KaggleFolder(section.folder).images()
-    rows = {int(i): row for row, i in enumerate(images.ids)}
+    rows = {i: row for row, i in enumerate(images.ids.tolist())}
     shown = [scale_area(decode(images.read(rows[i]), images.where(rows[i])), side) for i in np.asarray(ids).tolist()]
     return (np.round(np.stack(shown) / step) * step).astype(np.uint8)
 

@@ -34,7 +34,7 @@ from gzpaper.decoding import decode
 from gzpaper.files import read_yaml
 from gzpaper.images import Images
 from gzpaper.models import read_features, vgg7
-from gzpaper.paper import root
+from gzpaper.paper import read_chain, read_networks, root
 from gzpaper.predict import READABLE
 from gzpaper.scores import read_scorable
 from gzpaper.spec import Spec, flattened, nested
@@ -277,6 +277,8 @@ READERS = {
     "scores": Reader(_read_scores, ".json", lambda: [b'{"RMSE": 0.1, "profile": "a", "twins": {"a": 1}}', b'{"RMSE": 0.1}']),
     "parameters": Reader(read_params, ".yaml", own("paper/params/*.yaml")),
     "a search space": Reader(space.parse_space, ".yaml", own("paper/search/*.yaml")),
+    "the networks": Reader(read_in_repository("networks.yaml", lambda: read_networks("smoke")), ".yaml", own("paper/networks.yaml")),
+    "the chain": Reader(read_in_repository("chain.yaml", read_chain), ".yaml", own("paper/chain.yaml")),
     "a profile": Reader(read_in_repository("profiles/smoke.yaml", lambda: gzpaper.chain.read_profile("smoke")), ".yaml",
                         own("paper/profiles/*.yaml")),
     "a study": Reader(read_study, ".journal", lambda: [journal()]),
