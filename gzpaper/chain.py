@@ -218,7 +218,7 @@ def _stopping_kernels() -> Iterator[None]:
         end_children()
         raise
 
-# %% ../nbs/22_chain.ipynb #5377efcb
+# %% ../nbs/22_chain.ipynb #a40f4d9c
 def _papermill(name: str, parameters: dict, working: Path):
     "Execute a notebook. Raises `InputError` with its name, cell and error if it fails."
     import papermill
@@ -228,7 +228,7 @@ def _papermill(name: str, parameters: dict, working: Path):
     options = {"cwd": str(root()), "kernel_name": "python3", "stdout_file": sys.stderr, "stderr_file": sys.stderr,
                "progress_bar": {"desc": name}, "execution_timeout": read_chain()["cell_timeout_s"]}
     try:
-        with _stopping_kernels(), ThreadPoolExecutor(1) as thread:  # in the main thread it would take the signals for itself
+        with ThreadPoolExecutor(1) as thread, _stopping_kernels():  # in the main thread it would take the signals for itself
             thread.submit(papermill.execute_notebook, str(notebook_path(name)), str(working), parameters, **options).result()
     except PapermillExecutionError as error:
         where = f"cell {error.exec_count}" if error.exec_count else "a cell"
@@ -343,7 +343,7 @@ def _raise_errors(each: list[Future]):
     if errors:
         raise InputError("; ".join(map(str, errors))) if len(errors) > 1 else errors[0]
 
-# %% ../nbs/22_chain.ipynb #e7bbf62a
+# %% ../nbs/22_chain.ipynb #5de524ba
 _AT_ONCE = 4  # notebooks
 
 
@@ -356,10 +356,13 @@ def _make_at_once(steps: list[Step], out: Path, say: Callable[[str], None]):
         each = [pool.submit(_make_one, step, out, _told(i, steps, step), say)
                 for i, step in enumerate(reversed(steps), 1)]  # the last ones take longest, so they begin
         with _stopping_kernels():
-            wait(each, return_when=FIRST_EXCEPTION)
-            if left := [future for future in each if not future.done()]:
+            try:
+                wait(each, return_when=FIRST_EXCEPTION)
+            finally:
+                left = [future for future in each if not future.done()]
                 for future in left:
                     future.cancel()
+            if left:
                 say("stopping, once the notebooks under way have ended")
     _raise_errors(each[::-1])  # in the chain's order
 

@@ -28,13 +28,13 @@ _imported()
 _app = typer.Typer(help="Galaxy morphology from images: a reproducible paper on Galaxy Zoo.", no_args_is_help=True,
                    add_completion=False, pretty_exceptions_enable=False)
 
-# %% ../nbs/25_cli.ipynb #ee1db9fe
+# %% ../nbs/25_cli.ipynb #9b5cb7e2
 _GO_ON = ("train", "pretrain", "predict", "tune", "reproduce", "figures")
 
 
 def main():
     "The `gzpaper` command."
-    goes_on = sys.argv[1:2] and sys.argv[1] in _GO_ON and not {"status", "--check"} & {*sys.argv}
+    goes_on = sys.argv[1:2] and sys.argv[1] in _GO_ON and not {"status", "--check", "--force", "--only"} & {*sys.argv}
     try:
         with stoppable("; the same command goes on from here" if goes_on else ""):
             _app()
@@ -580,14 +580,14 @@ def _report(profile: _Profile = "sample"):
 
     print(f"the report is {report(profile)}")
 
-# %% ../nbs/25_cli.ipynb #32aecc3a
+# %% ../nbs/25_cli.ipynb #3ca4a1b0
 @_app.command("publish")
 def _publish(profile: _Profile = "sample", data: _Data = None):
     "Copy what a profile has made to the committed folders."
-    from gzpaper.files import only_one
-    from gzpaper.paper import runs_folder
+    from gzpaper.files import exclusive, only_one
+    from gzpaper.paper import root, runs_folder
     from gzpaper.press import publish
 
-    with only_one(runs_folder(profile), "publish", "stop it"):
+    with only_one(root() / "paper", "publish", "stop it"), exclusive(runs_folder(profile)):  # from `reproduce`, too
         for written in publish(profile, data):
             print(f"written: {written}")

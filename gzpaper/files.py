@@ -103,7 +103,7 @@ def _move_into_place(partial: Path, path: Path):
     with suppress(OSError):
         _remove(old)
 
-# %% ../nbs/01_files.ipynb #8a032f13
+# %% ../nbs/01_files.ipynb #de6fed69
 _DISK = {errno.ENOSPC: "Free some space there", errno.EFBIG: "Free some space there", errno.EDQUOT: "Free some space there",
          errno.EACCES: "Allow writing there", errno.EPERM: "Allow writing there", errno.EROFS: "Allow writing there",
          errno.EIO: "See whether its disk is there", errno.ESTALE: "See whether its disk is there",
@@ -112,7 +112,10 @@ _DISK = {errno.ENOSPC: "Free some space there", errno.EFBIG: "Free some space th
 
 
 def _not_written(path: Path, error: Exception) -> InputError:
-    "What to say where the disk says no."
+    "What to say where the disk says no, to this path or to another file that was being read for it."
+    other = getattr(error, "filename", None)
+    if isinstance(other, str | bytes | os.PathLike) and not Path(os.fsdecode(other)).absolute().is_relative_to(path.absolute().parent):
+        return InputError(f"{os.fsdecode(other)}: {error.strerror}, which {path} was to be made from: see whether it is there")
     remedy = _DISK.get(getattr(error, "errno", None))
     return InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. "
                       f"{f'{remedy} or name another place' if remedy else 'Name another place'}")
@@ -139,7 +142,7 @@ def atomic(
         with suppress(OSError):  # of a disk that is gone, which must not hide the first error
             _remove(partial)
 
-# %% ../nbs/01_files.ipynb #35726e50
+# %% ../nbs/01_files.ipynb #864408f4
 def check_own(
     path: str | Path,  # of a file that is to be replaced, if it is there
     begins: bytes,  # how those begin that gzpaper has written
@@ -147,8 +150,10 @@ def check_own(
     "Make sure that a file is gzpaper's own. Raises `InputError` if not."
     if not Path(path).exists():
         return
-    with open(path, "rb") as file:
-        first = file.read(len(begins))
+    try:
+        first = b" " if not Path(path).is_file() else Path(path).open("rb").read(len(begins))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): move it away, or name another place") from None
     if not begins.startswith(first):
         raise InputError(f"{path} was not written by gzpaper, and would be changed: move it away, or name another place")
 

@@ -107,7 +107,7 @@ class _Folder:
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
-# %% ../nbs/03_images.ipynb #71fd1184
+# %% ../nbs/03_images.ipynb #ec350c53
 class _Zip:
     "The files of a zip."
 
@@ -115,7 +115,9 @@ class _Zip:
         if not path.is_file() or not zipfile.is_zipfile(path):
             raise InputError(f"{path} is neither a folder nor a zip: download it again or unpack it")
         try:
-            self.file = zipfile.ZipFile(path)
+            self.file = zipfile.ZipFile(path, metadata_encoding="utf-8")  # of names that do not say so, as Macs write them
+        except UnicodeDecodeError:
+            raise InputError(f"{path} holds names that are no UTF-8: unpack it, and name the folder") from None
         except UNREADABLE as error:
             raise InputError(f"{path} is damaged ({error}): download it again") from None
 

@@ -30,10 +30,10 @@ def as_worker():
 
     threading.Thread(target=end_with_parent, daemon=True).start()
 
-# %% ../nbs/01_stop.ipynb #dd5a9594
+# %% ../nbs/01_stop.ipynb #b58ce77f
 def end_children():
     "End all processes that this one has started."
-    with suppress(ImportError):  # it comes with what starts processes
+    with suppress(Exception):  # psutil comes with what starts processes, and the signal may come while it is imported
         import psutil
 
         for child in psutil.Process().children(recursive=True):
@@ -44,18 +44,20 @@ def end_children():
 class Stopped(BaseException):
     "A signal has come that ends the command."
 
-# %% ../nbs/01_stop.ipynb #b0f995fd
+# %% ../nbs/01_stop.ipynb #50818aa9
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE_S = 10  # a library may have swallowed the exception, or wait for something
 
 
 def _end(number: int, told: str):
     "Say that the command was stopped, and end at once."
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os.write(2, f"gzpaper: stopped{told}\n".encode())
-    end_children()
-    os._exit(128 + number)
+    try:
+        with suppress(OSError, ValueError, RuntimeError):  # the last of a flush in the midst of a flush
+            sys.stdout.flush()
+        os.write(2, f"gzpaper: stopped{told}\n".encode())
+        end_children()
+    finally:
+        os._exit(128 + number)
 
 # %% ../nbs/01_stop.ipynb #37c2223c
 def _imports(frame: FrameType | None) -> bool:
@@ -64,12 +66,15 @@ def _imports(frame: FrameType | None) -> bool:
         frame = frame.f_back
     return frame is not None
 
-# %% ../nbs/01_stop.ipynb #940537f8
+# %% ../nbs/01_stop.ipynb #406a3795
 def _handled(handle: Callable[[int, FrameType | None], None]) -> Callable[[], None]:  # gives the signals back
     "Handle the signals, where that is possible: in the main thread."
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    now = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: handler for number, handler in now.items() if handler not in (signal.SIG_IGN, None)}  # ignored: by who started us
+    for number in before:
+        signal.signal(number, handle)
     return lambda: [signal.signal(number, handler) for number, handler in before.items()] and None
 
 
@@ -77,7 +82,7 @@ def stops_at_once() -> Callable[[], None]:  # no longer
     "Let a signal end this process at once, as long as it imports what it needs."
     return _handled(lambda number, frame: _end(number, ""))
 
-# %% ../nbs/01_stop.ipynb #f3939bf5
+# %% ../nbs/01_stop.ipynb #5947b074
 @contextmanager
 def stoppable(
     told: str = "",  # what to say of a command that was stopped
@@ -99,6 +104,8 @@ def stoppable(
     give_back = _handled(handle)
     try:
         yield
+        if came:  # a library has swallowed the exception
+            _end(came[0], told)
     except BaseException:
         if came:
             _end(came[0], told)

@@ -1,6 +1,8 @@
 """The whole chain on the smoke profile, once, and what happens when something changes."""
 import json
+import threading
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from conftest import edit
 from PIL import Image
 
 from gzpaper import chain, paper
+from gzpaper.stop import Stopped
 from gzpaper.tree import InputError
 
 NAMES = paper.read_chain()["notebooks"]
@@ -157,3 +160,25 @@ def test_another_search_space_makes_its_notebooks_due(smoke):
         assert due() == ["07_tuning", "09_final", "10_evaluation"]
     finally:
         edit(smoke / "paper/search/small.yaml", "high: 0.4", "high: 0.5")
+
+
+def test_stopped_while_notebooks_are_drawn_at_once(monkeypatch, tmp_path):
+    "Those under way end, and no other begins."
+    begun, stopped = [], threading.Event()
+
+    def make_one(*arguments):
+        begun.append(arguments)
+        stopped.wait(10)
+
+    def wait(each, return_when):
+        while not begun:
+            time.sleep(0.01)
+        raise Stopped
+
+    monkeypatch.setattr(chain, "_make_one", make_one)
+    monkeypatch.setattr(chain, "wait", wait)
+    monkeypatch.setattr(chain, "end_children", stopped.set)
+    steps = [SimpleNamespace(name=str(i)) for i in range(30)]
+    with pytest.raises(Stopped):
+        chain._make_at_once(steps, tmp_path, print)
+    assert 0 < len(begun) <= chain._AT_ONCE

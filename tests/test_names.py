@@ -499,3 +499,17 @@ def test_a_table_in_another_encoding(encoding, tmp_path):
     (tmp_path / "t.csv").write_text(table_of("é", "b").to_csv(index=False), encoding=encoding)
     with pytest.raises(InputError, match="no table in UTF-8: write it as a CSV file in UTF-8"):
         read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("name, told", [("éa.jpg".encode(), ""), ("éa.jpg".encode("latin1"), "no UTF-8")])
+def test_names_in_a_zip_that_does_not_say_how_they_are_written(name, told, tmp_path):
+    "As Macs write them: UTF-8 without a word of it."
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("@" * len(name), b"")
+    path.write_bytes(path.read_bytes().replace(b"@" * len(name), name))
+    if told:
+        with pytest.raises(InputError, match=f"images.zip holds names that are {told}: unpack it"):
+            Images(path)
+    else:
+        assert Images(path).ids.tolist() == ["éa"]
