@@ -82,6 +82,12 @@ def stops_at_once() -> Callable[[], None]:  # no longer
     "Let a signal end this process at once, as long as it imports what it needs."
     return _handled(lambda number, frame: _end(number, ""))
 
+# %% ../nbs/01_stop.ipynb #96fcb600
+def deaf():
+    "Ignore the signals from now on."
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
 # %% ../nbs/01_stop.ipynb #5947b074
 @contextmanager
 def stoppable(
