@@ -348,6 +348,7 @@ STRANGE = {  # what lies in a folder beside an image, and what the message says
     "no UTF-8": (lambda f: stamp(f / os.fsdecode(b"x\xe9.jpg")), ["\\udce9.jpg", "no UTF-8", "rename"]),
     "no UTF-8 above it": (lambda f: stamp(f / os.fsdecode(b"x\xe9/1.jpg")), ["\\udce9/1.jpg", "no UTF-8", "rename"]),
     "a terminal's escape": (lambda f: stamp(f / "x\x1b[31m\x1b]0;x\x07.jpg"), ["x\\x1b[31m", "control character", "rename"]),
+    "what is not seen": (lambda f: stamp(f / "x\u200by.jpg"), ["x\\u200by.jpg", "control character", "rename"]),
     "a line's end": (lambda f: stamp(f / "x\ny.jpg"), ["x", "y.jpg", "control character", "rename"]),
 }
 
