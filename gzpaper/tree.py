@@ -17,8 +17,8 @@ import torch
 __all__ = ['QUESTIONS', 'COLUMNS', 'IN_WORDS', 'AFTER_STAR', 'InputError', 'Question', 'to_labels', 'to_conditional', 'asked',
            'predictions_table', 'align', 'check_labels', 'draw_tree']
 
-# %% ../nbs/00_tree.ipynb #475a6c06
-_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's: control, invisible format, bytes that are no UTF-8, line and paragraph separators
+# %% ../nbs/00_tree.ipynb #da50bc69
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's: control, not seen, no UTF-8, ends of lines and paragraphs
 
 
 def printable(text: str) -> str:
