@@ -1,5 +1,7 @@
 """The catalogue: what its columns say follows from the labels, in all its formats."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,6 +98,18 @@ def test_fits_has_units_and_descriptions(table, tmp_path):
             assert file[1].header[f"TCOMM{i}"] == description
             assert ("TUNIT" + str(i) in file[1].header) == name.endswith(("_fraction", "_spread"))
     assert "rotations 8" in " ".join(found.meta["comments"])
+
+
+def test_memory_while_fits_is_written(table, tmp_path):
+    "Of copies of the table, only those that astropy makes."
+    pytest.importorskip("astropy")
+    many = pd.concat([table] * 100, ignore_index=True)
+    write_catalogue(table, tmp_path / "few.fits")  # what is imported does not count
+    tracemalloc.start()
+    write_catalogue(many, tmp_path / "c.fits")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4.2 * (tmp_path / "c.fits").stat().st_size
 
 
 def test_parquet_has_descriptions(table, tmp_path):

@@ -28,7 +28,7 @@ from test_names import table_of
 from test_pictures import LIGHT, cube, fits, three, tiles
 
 import gzpaper.chain
-from gzpaper.catalogue import check_submission
+from gzpaper.catalogue import _part_of, check_submission
 from gzpaper.data import read_labels, read_table
 from gzpaper.decoding import decode
 from gzpaper.files import read_yaml
@@ -254,6 +254,7 @@ def submit(path: Path):
 
 
 tables_once = cache(tables)
+PART = json.dumps({"about": {"weights": ["a"], "rotations": 1}, "images": "b", "bad": [[1, "is empty"]]})
 READERS = {
     "a table": Reader(read_table, ".csv", lambda: tables(".csv")),
     "a table in a zip": Reader(read_table, ".zip", lambda: [zipped(table) for table in tables(".csv")]),
@@ -271,6 +272,7 @@ READERS = {
     "tiled FITS": Reader(lambda path: decode(path.read_bytes(), str(path)), ".fits.fz",
                          lambda: [tiles(), tiles(kind="GZIP_1"), tiles(kind="GZIP_2"), tiles(kind="HCOMPRESS_1")]),
     "images in a zip": Reader(read_images, ".zip", image_zips),
+    "a part": Reader(_part_of, ".safetensors", lambda: [save({"values": torch.zeros(2, 74)}, {"gzpaper": PART})]),
     "weights": Reader(load_weights, ".safetensors", lambda: [small_weights()]),
     "features": Reader(lambda path: read_features(vgg7(width=2), "vgg7", path), ".safetensors", lambda: [small_weights()]),
     "torch.save": Reader(lambda path: read_features(vgg7(width=2), "vgg7", path), ".pt", torch_saved),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import TINY, assert_whole, write_untrained
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -70,7 +71,7 @@ def test_parts_give_what_memory_gives(mock_folder, members, tmp_path, parts_of_e
     assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
     whole = predict_images(members, mock_folder / IMAGES, **FEW)
     np.testing.assert_allclose(table_of(tmp_path), whole, atol=1e-6)
-    assert [f.name for f in tmp_path.iterdir()] == ["out.csv"]
+    assert [f.name for f in tmp_path.iterdir() if f.suffix != ".lock"] == ["out.csv"]
 
 
 def test_what_is_done_is_not_done_again(mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
@@ -86,7 +87,7 @@ def test_what_is_done_is_not_done_again(mock_folder, members, tmp_path, parts_of
     monkeypatch.setattr(Ensemble, "predict", counted)
     with pytest.raises(KeyboardInterrupt):
         predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW)
-    assert len(list((tmp_path / "out.csv.parts").iterdir())) == 3 and not (tmp_path / "out.csv").exists()
+    assert len(list((tmp_path / "out.csv.parts").glob("*.safetensors"))) == 3 and not (tmp_path / "out.csv").exists()
     done[:] = [1] * 5  # from here on it counts without stopping
     assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
     assert len(done) == 7
@@ -123,14 +124,120 @@ def test_parts_of_another_command_do_not_mix(mock_folder, members, tmp_path, par
     predict_folder(*arguments, members, shard=(1, 2), **FEW)
     for other in ({"weights": members[:1]}, {"rotations": 2}, {"scales": (1.1,)}):
         with pytest.raises(InputError, match="out.csv.parts has parts .* other weights or views"):
-            predict_folder(*arguments, **{"weights": members, **FEW, **other})
+            predict_folder(*arguments, shard=(1, 2), **{"weights": members, **FEW, **other})
 
 
 def test_a_damaged_part_is_predicted_again(mock_folder, members, tmp_path, parts_of_eight):
     predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(1, 2), **FEW)
     part = sorted((tmp_path / "out.csv.parts").iterdir())[1]
     part.write_bytes(part.read_bytes()[:500])
+    for i, done in ((1, None), (2, (N, 0))):
+        assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(i, 2), **FEW) == done
+
+
+@pytest.mark.parametrize("told", ["{", "[]", "7", '"a"', "[" * 9999, '{"about": {}}', "bad", "shape", "dtype"])
+def test_a_part_of_another_program_is_refused(told, mock_folder, members, tmp_path):
+    folder, values = tmp_path / "out.csv.parts", torch.zeros(N, 74)
+    about = {"about": Ensemble(members, 1, False).about, "images": "a", "bad": [[N, "is empty"]] if told == "bad" else []}
+    values = {"shape": values[:, 1:], "dtype": values.int()}.get(told, values).contiguous()
+    folder.mkdir()
+    save_file({"values": values}, folder / "000000.safetensors",
+              metadata={"gzpaper": json.dumps(about) if told in ("bad", "shape", "dtype") else told})
+    before = (folder / "000000.safetensors").read_bytes()
+    with pytest.raises(InputError, match="000000.safetensors is no part of a prediction: move it away"):
+        predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW)
+    assert (folder / "000000.safetensors").read_bytes() == before
+
+
+def test_another_number_of_shares_is_refused(mock_folder, members, tmp_path, parts_of_eight):
+    "Beside it or after it; the parts of versions that did not note the number are gone on with."
+    arguments, folder = (mock_folder / IMAGES, tmp_path / "out.csv", members), tmp_path / "out.csv.parts"
+    assert predict_folder(*arguments, shard=(1, 2), **FEW) is None
+    for other in ((1, 1), (1, 3)):
+        with pytest.raises(InputError, match="out.csv.parts was begun with --shard 1/2: go on"):
+            predict_folder(*arguments, shard=other, **FEW)
+    for note in folder.glob("*.share"):
+        note.unlink()
+    assert predict_folder(*arguments, **FEW) == (N, 0)
+
+
+def test_one_share_beside_two(mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
+    "Begun before the other has written anything."
+    predict_share, refused = catalogue._predict_share, []
+
+    def beside(*some):
+        monkeypatch.setattr(catalogue, "_predict_share", predict_share)
+        with pytest.raises(InputError, match="was begun with --shard 1/1") as error:
+            predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, shard=(1, 2), **FEW)
+        refused.append(error)
+        predict_share(*some)
+
+    monkeypatch.setattr(catalogue, "_predict_share", beside)
     assert predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
+    assert refused and not (tmp_path / "out.csv.parts").exists()
+
+
+def test_what_failed_at_once_may_be_shared_otherwise(damaged, members, tmp_path):
+    first = sorted((damaged / IMAGES).iterdir())[0]
+    whole = first.read_bytes()
+    first.write_bytes(b"no image")
+    with pytest.raises(InputError, match="is not an image"):
+        predict_folder(damaged / IMAGES, tmp_path / "out.csv", members, shard=(1, 2), **FEW)
+    assert not (tmp_path / "out.csv.parts").exists()
+    first.write_bytes(whole)
+    assert predict_folder(damaged / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
+
+
+@pytest.mark.parametrize("removed", range(8))
+def test_stopped_while_parts_are_removed(removed, mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
+    "All is predicted and written: the same command removes the rest. Nothing else does as if it were that command."
+    arguments, folder = (mock_folder / IMAGES, tmp_path / "out.csv", members), tmp_path / "out.csv.parts"
+    unlink, gone = Path.unlink, []
+
+    def dying(path: Path, *some, **more):
+        if path.parent == folder and not path.name.startswith("."):
+            if len(gone) == removed:
+                raise KeyboardInterrupt
+            gone.append(path)
+        unlink(path, *some, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", dying)
+        if removed < 7:  # five parts, two notes
+            with pytest.raises(KeyboardInterrupt):
+                predict_folder(*arguments, **FEW)
+        else:
+            assert predict_folder(*arguments, **FEW) == (N, 0)
+            return
+    monkeypatch.setattr(Ensemble, "predict", lambda *_: pytest.fail("predicted again"))
+    shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-other"))
+    with pytest.raises(InputError):
+        predict_folder(mock_folder / "images_test_rev1", tmp_path.with_name(f"{tmp_path.name}-other") / "out.csv", members, **FEW)
+    assert predict_folder(*arguments, **FEW) == (N, 0) and not folder.exists()
+
+
+def test_a_table_of_others_is_refused_before_the_work(mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
+    "As long as parts are missing, no table can be this command's."
+    arguments = mock_folder / IMAGES, tmp_path / "out.csv", members
+    assert predict_folder(*arguments, shard=(1, 2), **FEW) is None
+    monkeypatch.setattr(Ensemble, "predict", lambda *_: pytest.fail("predicted in vain"))
+    for name, more in (("c.csv", {"catalogue_out": tmp_path / "c.csv"}), ("out.csv", {})):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(InputError, match=f"{name} is there already: add --overwrite"):
+            predict_folder(*arguments, shard=(2, 2), **more, **FEW)
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_whose_list_of_bad_images(mock_folder, members, tmp_path):
+    "`up.csv` ends in `p.csv`; and a list of the version that named no table."
+    (tmp_path / "p.bad.csv").write_text("name,reason,table\na.jpg,is empty,up.csv\n")
+    with pytest.raises(InputError, match="p.bad.csv lists the unusable images of up.csv"):
+        predict_folder(mock_folder / IMAGES, tmp_path / "p.csv", members, **FEW)
+    (tmp_path / "p.bad.csv").write_text("name,reason\na.jpg,is empty\n")
+    with pytest.raises(InputError, match="p.bad.csv is of an older version .*move it away"):
+        predict_folder(mock_folder / IMAGES, tmp_path / "p.csv", members, **FEW)
+    (tmp_path / "=p.bad.csv").write_text("name,reason,table\na.jpg,is empty,'=p.csv\n")
+    assert predict_folder(mock_folder / IMAGES, tmp_path / "=p.csv", members, **FEW) == (N, 0)
 
 
 def test_images_that_were_cut_again_are_predicted_again(damaged, members, tmp_path, parts_of_eight):
@@ -138,7 +245,8 @@ def test_images_that_were_cut_again_are_predicted_again(damaged, members, tmp_pa
     predict_folder(damaged / IMAGES, tmp_path / "out.csv", members, shard=(1, 2), **FEW)
     for file in (damaged / IMAGES).iterdir():
         Image.open(file).rotate(90).save(file)
-    assert predict_folder(damaged / IMAGES, tmp_path / "out.csv", members, **FEW) == (N, 0)
+    for i, done in ((1, None), (2, (N, 0))):
+        assert predict_folder(damaged / IMAGES, tmp_path / "out.csv", members, shard=(i, 2), **FEW) == done
     np.testing.assert_allclose(table_of(tmp_path), predict_images(members, damaged / IMAGES, **FEW), atol=1e-6)
 
 
@@ -470,8 +578,6 @@ def test_kaggles_file_and_ours_pass(real_folder, tmp_path):
 
 def memory_while_writing(images: Path, weights: Path, out: Path, keep: bool = False) -> float:  # MB
     "The private memory of a process that has predicted a folder, just before its table is written."
-    import torch
-
     torch.set_num_threads(1)
     found, kept, write, read_ahead = [], [], catalogue.write_predictions, predict._read_ahead
 
