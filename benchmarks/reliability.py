@@ -19,8 +19,12 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 GZPAPER = [sys.executable, "-c", "from gzpaper.cli import main; main()"]
+ENDED = "the command has ended"
+TELLING = [sys.executable, "-c", f"from gzpaper.cli import main\ntry:\n    main()\nfinally:\n    print('{ENDED}', flush=True)"]
 PARTS = ["--validation", "12", "--test", "4", "--device", "cpu"]
 SPACE = ("model: vgg7\nsize: 32\nbatch_size: 12\nepochs: 3\nfull_epochs: 2\nlearning_rate: {low: 0.0005, high: 0.008, log: true}\n"
          "model_parameters: {width: {low: 2, high: 4}, hidden: 16}\n")
@@ -38,6 +42,7 @@ COMMANDS = {
 KILLS = {"predict": 60, "train": 46, "tune": 46, "publish": 36, "reproduce": 12}
 PAIRS = {"predict": 20, "train": 20, "data mock": 20, "tune": 20, "reproduce": 20}
 SIGNALS = {"predict": 8, "train": 8, "tune": 8, "data mock": 8, "reproduce": 6}  # of each, Ctrl-C and SIGTERM
+MET = re.compile(r"waiting for .*process|process .* is at work on")  # what the second of two says
 LEFT = re.compile(r"\.(partial|old|removed)$|\.parts$|^checkpoint\.pt$")  # names that a finished command leaves nowhere
 
 NOTEBOOK = '''
@@ -116,8 +121,8 @@ def published() -> list[str]:
     return ["figures", "paper/tables", "paper/numbers", "paper/notebooks", "paper/runs"]
 
 
-def deadly(folder: Path, number: int | None, counter):
-    "Count the changes to files below a folder, and die before the one of a number."
+def deadly(folder: Path, number: int | None, counter, sign: int = signal.SIGKILL):
+    "Count the changes to files below a folder, and die, or stop, before the one of a number."
     pid, place = os.getpid(), f"{folder}{os.sep}"
 
     def changed(event: str, arguments: tuple):
@@ -129,7 +134,7 @@ def deadly(folder: Path, number: int | None, counter):
         if isinstance(path, (str, bytes, os.PathLike)) and os.path.abspath(os.fsdecode(path)).startswith(place):
             counter.value += 1
             if counter.value == number:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, sign)
 
     sys.addaudithook(changed)
 
@@ -169,15 +174,17 @@ def wait(pid: int) -> tuple[int, float]:  # the exit code, as subprocess has it,
 
 
 def what_is_left(what: str, folder: Path) -> dict[str, str]:
-    "The final files of a command by name: a digest, or what of them does not depend on the clock."
+    "The final files of a command by name: a digest, or what of them does not depend on the clock. Files of locks stay, and do not count."
     left = {}
     wanted = {"publish": published() + ["data/sample.csv"], "reproduce": ["runs/tiny"]}.get(what, ["."])
     for path in sorted(p for name in wanted for p in ([folder / name] if (folder / name).is_file() else (folder / name).rglob("*"))):
         name = str(path.relative_to(folder))
         if LEFT.search(path.name):
             left[name] = "LEFT"
-        elif not path.is_file() or path.name.endswith(".lock") or "notebooks/" in name or "/state/" in name:
+        elif not path.is_file() or path.name.endswith(".lock") or "/state/" in name:
             continue
+        elif path.suffix == ".pdf" or "notebooks/" in name:
+            left[name] = "there"
         elif path.name == "history.csv":
             rows = csv.DictReader(path.read_text().splitlines())
             left[name] = str([[row["epoch"], row["train_rmse"], row["validation_rmse"]] for row in rows])
@@ -187,7 +194,7 @@ def what_is_left(what: str, folder: Path) -> dict[str, str]:
                 if isinstance(told, dict) else str(told)
         elif path.suffix == ".db":
             left[name] = str(trials_of(path))
-        elif path.suffix != ".pdf":
+        else:
             left[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return left
 
@@ -210,7 +217,7 @@ def kill_point(task: tuple) -> dict:
         time.sleep(delay)
         os.kill(pid, signal.SIGKILL)
     first = wait(pid)[0]
-    halves = [] if what != "publish" else half_published(folder, base)
+    halves = [] if what != "publish" else half_published(folder, wanted)
     code = wait(start(COMMANDS[what], folder))[0]
     done_before = first == 0 and code == 1 and "already" in Path(f"{folder}.log").read_text()  # the delay was too long
     right, where = first in (0, -9) and (code == 0 or done_before), f"change {number}" if number else f"after {delay:.2f} s"
@@ -221,18 +228,17 @@ def shared():
     return get_context("fork").Value("l", 0)
 
 
-def half_published(folder: Path, base: Path) -> list[str]:
-    "Folders that are neither the old nor the new one whole."
-    halves = []
-    for name in published():
-        names = {p.name for p in (folder / name).glob("*")} if (folder / name).is_dir() else {"nothing"}
-        if "old.txt" not in names and (not names or "nothing" in names):
-            halves.append(name)
-    return halves
+def half_published(folder: Path, wanted: dict) -> list[str]:
+    "Published folders whose files are neither those of the old one nor those of the new one."
+    def of(name: str, files: dict) -> dict:
+        return {path: told for path, told in files.items() if path.startswith(f"{name}/")}
+
+    now, old = what_is_left("publish", folder), hashlib.sha256(b"old").hexdigest()
+    return [name for name in published() if of(name, now) not in ({f"{name}/old.txt": old}, of(name, wanted))]
 
 
 def judged(what: str, folder: Path, wanted: dict, told: dict) -> dict:
-    "What is lost or differs in a folder; the folder is removed if nothing is."
+    "What is lost or differs in a folder, which is then removed."
     left = what_is_left(what, folder)
     lost = sorted({*wanted} - {*left}) + told.pop("halves", [])
     differing = sorted(name for name in left if left[name] != wanted.get(name))
@@ -245,17 +251,26 @@ def judged(what: str, folder: Path, wanted: dict, told: dict) -> dict:
 
 
 def pair_point(task: tuple) -> dict:
-    "Two of a command on one output: one does it, the other waits or says who does; a third time as an undisturbed run."
-    what, base, delay, wanted = task
+    "Two of a command on one output: one does it, the other waits or says who does, and both leave what one alone leaves."
+    what, base, number, delay, wanted = task
     folder = set_up(what, base)
-    first = start(COMMANDS[what], folder)
-    time.sleep(delay)
+    log = Path(f"{folder}.log")
+    first = start(COMMANDS[what], folder, lambda: deadly(folder, number, shared(), signal.SIGSTOP) if number else None)
+    if number:  # it stops there until the second has come to where it waits, or to its end
+        has_ended = not os.WIFSTOPPED(os.waitpid(first, os.WUNTRACED)[1])
+    else:
+        time.sleep(delay)
     second = start(COMMANDS[what], folder)
-    codes = [wait(first)[0], wait(second)[0]]
-    log = Path(f"{folder}.log").read_text()
-    told = not any(codes) or "process" in log or "already" in log or "exists" in log
-    right = 0 in codes and {*codes} <= {0, 1} and told and "ree some space" not in log
-    told = judged(what, folder, wanted, {"where": f"{delay:.2f} s apart", "codes": codes, "right": right})
+    if number and not has_ended:
+        until = time.time() + 120
+        while time.time() < until and not MET.search(log.read_text()) and psutil.Process(second).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
+        os.kill(first, signal.SIGCONT)
+    codes = [0 if number and has_ended else wait(first)[0], wait(second)[0]]
+    met = bool(MET.search(said := log.read_text()))
+    right = 0 in codes and {*codes} <= {0, 1} and (not any(codes) or met or "already" in said or "exists" in said)
+    told = judged(what, folder, wanted, {"where": f"stopped at change {number}" if number else f"{delay:.2f} s apart", "codes": codes,
+                                         "right": right and "ree some space" not in said, "met": met})
     if what == "tune":  # two draw other trials than one, so only what is left behind counts
         told |= {"lost": [name for name in told["lost"] if "/round-" not in name],
                  "differing": [name for name in told["differing"] if LEFT.search(name)]}
@@ -263,21 +278,28 @@ def pair_point(task: tuple) -> dict:
 
 
 def signal_point(task: tuple) -> dict:
-    "Ctrl-C or SIGTERM to a new process: a line, its exit code, no child left; the same command goes on."
+    "Ctrl-C or SIGTERM to a process, after a while or once a file is there: a line, its exit code, no child; the same command goes on."
     what, base, number, delay, wanted = task
     folder = set_up(what, base)
     with open(f"{folder}.log", "w") as log:
-        process = subprocess.Popen([*GZPAPER, *COMMANDS[what]], cwd=folder, stdout=log, stderr=log, start_new_session=True)
-        time.sleep(delay)
+        process = subprocess.Popen([*TELLING, *COMMANDS[what]], cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        while isinstance(delay, str) and process.poll() is None and not list(folder.glob(delay)):
+            time.sleep(0.01)
+        time.sleep(0 if isinstance(delay, str) else delay)
+        if ENDED in Path(f"{folder}.log").read_text():  # it was too late: once more, earlier
+            process.wait(120)
+            shutil.rmtree(folder)
+            assert not isinstance(delay, str), f"{what} has ended before the signal"
+            return signal_point((what, base, number, 0.7 * delay, wanted))
         os.kill(process.pid, number)
         code = process.wait(120)
     said = re.findall("gzpaper: .*", Path(f"{folder}.log").read_text())
     time.sleep(0.3)
     children = subprocess.run(["ps", "-o", "pid=,args=", "-g", str(process.pid)], capture_output=True, text=True).stdout.strip()
-    right = code == 0 or code == 128 + number and len(said) == 1 and not children
+    right = code == 128 + number and len(said) == 1 and not children
     again = wait(start(COMMANDS[what], folder))[0]
-    return judged(what, folder, wanted, {"where": f"signal {number} after {delay:.2f} s", "codes": [code, again],
-                                         "right": right and (again == 0 or code == 0), "children": children})
+    return judged(what, folder, wanted, {"where": f"signal {number} after {delay}", "codes": [code, again],
+                                         "right": right and again == 0, "children": children})
 
 
 def workers_point(task: tuple) -> dict:
@@ -363,8 +385,10 @@ def tasks(base: Path, share: float, alone: dict, url: str | None, draw: random.R
         for _ in range(some(number) - n):
             yield "killed after a while", kill_point, (what, base, None, draw.uniform(0.01, seconds), left)
     for what, number in PAIRS.items():
-        for _ in range(some(number)):
-            yield "two at once", pair_point, (what, base, draw.choice([0, draw.uniform(0, alone[what][2])]), alone[what][0])
+        left, changes, seconds = alone[what]
+        for i in range(some(number)):
+            at = (draw.randint(1, changes), 0) if i % 2 == 0 else (None, draw.choice([0, draw.uniform(0, seconds)]))
+            yield "two at once", pair_point, (what, base, *at, left)
     for what, number in SIGNALS.items():
         for i in range(some(number)):
             sign = (signal.SIGINT, signal.SIGTERM)[i % 2]
@@ -384,7 +408,9 @@ def table(results: list[tuple[str, dict]]) -> str:
     for (what, how), each in rows.items():
         lines.append(f"| {what} | {how} | {len(each)} | {sum(bool(t['lost']) for t in each)} | {sum(bool(t['differing']) for t in each)} | "
                      f"{sum(t['right'] and not t['traceback'] for t in each)} |")
-    return "\n".join(lines)
+    pairs = [told["met"] for _, told in results if "met" in told]
+    met = f"{sum(pairs)} of {len(pairs)} pairs met: one said that it waits for the other, or that the other is at work."
+    return "\n".join([*lines, "", met])
 
 
 def main():

@@ -456,7 +456,7 @@ def _see_to_stale(study, folder: Path, enqueue_stale: bool):
     put_back_here(study, folder)
     left = stale(study, folder)
     if enqueue_stale:
-        enqueue(study, left)
+        enqueue(study, left, folder)
     elif left:
         numbers = ", ".join(f"{t.number} of {t.user_attrs.get('worker', 'an unknown process')}" for t in left)
         print(f"trials whose process seems to have died: {numbers}. Add --enqueue-stale to train them again")

@@ -445,6 +445,6 @@ def _search(search: Search, out: Path, data: str):  # an optuna.Study
     space, seed = read_space(search.path), search.section.parameters["seed"]  # tried before the search
     tuning = Tuning(space, lambda spec: search.section.galaxies(spec.size, spec.field), out, pick_device(), seed)
     study = open_study(search.name, space, open_storage(str(out / "study.journal")), data, seed)
-    enqueue(study, stale(study, out))
+    enqueue(study, stale(study, out), out)
     tune(study, tuning, *search.asked)
     return study

@@ -113,15 +113,18 @@ def _whole_entry(line: bytes) -> bytes:
         return b""
     return entry if entry.endswith(b"\n") else b""
 
-# %% ../nbs/16_study.ipynb #401b4fd4
+# %% ../nbs/16_study.ipynb #eb132e73
 def _check_database(path: Path):
     "Refuse another program's database. Raises `InputError`, or sqlite3's error for a file that is none."
     if not path.exists() or not path.stat().st_size:
         return
+    from optuna.storages._rdb.models import BaseModel
+
     with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=120)) as database:
-        tables = {name for name, in database.execute("select name from sqlite_master where type = 'table'")}
-    if tables and "studies" not in tables:
-        raise InputError(f"{path} is another program's database, with {min(tables)}: name another storage")
+        tables = {name for name, in database.execute("select name from sqlite_master where type = 'table' and name not like 'sqlite%'")}
+        columns = {column for _, column, *_ in database.execute("pragma table_info(studies)")}
+    if tables and (columns != {"study_id", "study_name"} or tables - {*BaseModel.metadata.tables, "alembic_version"}):
+        raise InputError(f"{path} is another program's database, with {', '.join(sorted(tables)[:3])}: name another storage")
 
 # %% ../nbs/16_study.ipynb #bd8cf6ff
 def _mend(path: Path):

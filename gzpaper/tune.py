@@ -217,30 +217,32 @@ def stale(
     running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
     return [t for t in running if (journal or "worker" not in t.user_attrs) and not _alive(t, Path(folder))]
 
-# %% ../nbs/17_tune.ipynb #dc0b5ed8
-def enqueue(study: Study, trials: list[FrozenTrial]):
-    "Put stale trials back into the queue, each once however many processes try."
-    for trial in trials:
-        try:
-            study.tell(trial.number, state=TrialState.FAIL)
-        except (ValueError, RuntimeError):  # another process was faster
-            continue
-        retry(study, study.get_trials()[trial.number])
+# %% ../nbs/17_tune.ipynb #f13cf2d4
+def enqueue(
+    study: Study,
+    trials: list[FrozenTrial],  # that have no value, and nobody is at
+    folder: Path,  # where its trainings go
+):
+    "Put trials back into the queue, each once however many processes try."
+    with exclusive(folder / "queue"):
+        for number in (trial.number for trial in trials):
+            with contextlib.suppress(ValueError, RuntimeError):  # it has ended
+                study.tell(number, state=TrialState.FAIL)
+            now = study.get_trials()
+            if now[number].state == TrialState.FAIL and number not in replaced(now):
+                retry(study, now[number])
 
-# %% ../nbs/17_tune.ipynb #b7839e5d
+# %% ../nbs/17_tune.ipynb #4b02653c
 def put_back_here(
     study: Study,
     folder: Path,  # where its trainings go
 ):
-    "Put trials back into the queue whose process has died on this machine."
-    with exclusive(folder / "queue"):
-        running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        here = [t for t in running if t.user_attrs.get("worker", "").startswith(f"{socket.gethostname()}:")]
-        enqueue(study, [t for t in here if not _alive(t, folder)])
-        trials = study.get_trials()
-        for trial in trials:
-            if trial.state == TrialState.FAIL and trial.number not in replaced(trials) and len(retry.retry_history(trial)) < MAX_RETRY:
-                retry(study, trial)
+    "Put this machine's trials back into the queue, those whose process has died and those that have ended without a value."
+    trials = study.get_trials(deepcopy=False)
+    here = [t for t in trials if t.user_attrs.get("worker", "").startswith(f"{socket.gethostname()}:")]
+    dead = [t for t in here if t.state == TrialState.RUNNING and not _alive(t, folder)]
+    ended = [t for t in here if t.state == TrialState.FAIL and len(retry.retry_history(t)) < MAX_RETRY]
+    enqueue(study, dead + ended, folder)
 
 # %% ../nbs/17_tune.ipynb #d23e0c18
 def _silent(study: Study) -> set[int]:
@@ -271,21 +273,19 @@ def _remove_ended(study: Study, tuning: Tuning):
         with exclusive(folder), contextlib.suppress(OSError):
             discard(folder)
 
-# %% ../nbs/17_tune.ipynb #c2106ff4
+# %% ../nbs/17_tune.ipynb #b106d3ce
 def _put_back(
     study: Study,
+    folder: Path,  # where its trainings go
     numbers: list[int],  # of the trial that was broken off; empty: none had begun
 ) -> bool:  # whether another process goes on with it
     "Put a trial that was broken off back into the queue."
-    trials = study.get_trials()
-    elsewhere = bool(numbers) and numbers[0] in replaced(trials)  # it was taken for dead
-    if numbers and not elsewhere and trials[numbers[0]].state == TrialState.FAIL:
-        retry(study, trials[numbers[0]])
-    elif numbers and trials[numbers[0]].state == TrialState.RUNNING:
-        enqueue(study, [trials[numbers[0]]])
+    trials = study.get_trials(deepcopy=False)
+    elsewhere = not replaced(trials).isdisjoint(numbers)  # it was taken for dead
+    enqueue(study, [trials[number] for number in numbers], folder)
     return elsewhere
 
-# %% ../nbs/17_tune.ipynb #82477b17
+# %% ../nbs/17_tune.ipynb #12d28084
 def _one_trial(study: Study, tuning: Tuning, say: Callable[[str], None]):
     "Make a trial; if it is broken off, put it back into the queue."
     begun, stopped = [], []
@@ -302,7 +302,7 @@ def _one_trial(study: Study, tuning: Tuning, say: Callable[[str], None]):
     try:
         study.optimize(noted, n_trials=1)
     except BaseException as error:
-        elsewhere = _put_back(study, begun)
+        elsewhere = _put_back(study, tuning.folder, begun)
         if stopped:
             raise stopped[0] from error
         if elsewhere:
@@ -323,7 +323,7 @@ def _wait(study: Study, tuning: Tuning):
                          "`gzpaper tune` trains them again with --enqueue-stale, `gzpaper reproduce` when it is started again")
     time.sleep(_POLL_S)
 
-# %% ../nbs/17_tune.ipynb #e0d4f938
+# %% ../nbs/17_tune.ipynb #9f7c8be9
 def search(
     study: Study,
     tuning: Tuning,
@@ -335,7 +335,8 @@ def search(
     _remove_ended(study, tuning)
     while True:
         with storage_errors(study.study_name):
-            fail_stale_trials(study)
+            with exclusive(tuning.folder / "queue"):  # which puts them back, too
+                fail_stale_trials(study)
             states = Counter(t.state for t in study.get_trials(deepcopy=False))
             begun = sum(states[s] for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
             if not states[TrialState.WAITING] and begun < trials:

@@ -30,9 +30,9 @@ from gzpaper.weights import Input, save_weights
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, all processes of the tests would ignore Ctrl-C
 
-_QUIET = {"derandomize": True, "database": None, "deadline": 20_000, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("full", max_examples=1000, **_QUIET)  # `make fuzz`
-settings.register_profile("short", max_examples=20, **_QUIET)
+_QUIET = {"database": None, "deadline": 20_000, "suppress_health_check": list(HealthCheck), "print_blob": True}
+settings.register_profile("full", max_examples=2000, **_QUIET)  # `make fuzz`: others each time, and a failure prints its seed
+settings.register_profile("short", max_examples=20, derandomize=True, **_QUIET)
 settings.load_profile("short")
 
 DEEP = ("--validation", 8, "--test", 8, "--size", 32, "--epochs", 1, "--batch-size", 12, "--device", "cpu")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gzpaper.files import _exchanged, atomic
+from gzpaper import files
+from gzpaper.files import atomic
 from gzpaper.paper import root
 
 sys.path.append(str(root() / "benchmarks"))
@@ -46,18 +47,44 @@ def test_killed_at_a_change(base, alone, what, share):
 
 @pytest.mark.parametrize("what", ["predict", "train"])
 def test_two_at_once(base, alone, what):
-    assert_right(reliability.pair_point((what, base, 0, alone[what][0])))
+    "The first is stopped in the midst of its work until the second has said that it waits, or who is at work."
+    left, changes, _ = alone[what]
+    told = reliability.pair_point((what, base, changes // 2, 0, left))
+    assert told["met"], told
+    assert_right(told)
 
 
-@pytest.mark.parametrize("what, number, delay", [("predict", signal.SIGINT, 0.4), ("train", signal.SIGTERM, 2.5)])
-def test_stopped(base, alone, what, number, delay):
-    assert_right(reliability.signal_point((what, base, number, delay, alone[what][0])))
+@pytest.mark.parametrize("what, number, once", [("predict", signal.SIGINT, "*.parts"), ("train", signal.SIGTERM, "run/checkpoint.pt")])
+def test_stopped(base, alone, what, number, once):
+    told = reliability.signal_point((what, base, number, once, alone[what][0]))
+    assert told["codes"] == [128 + number, 0], told
+    assert_right(told)
 
 
-def test_a_folder_is_replaced_in_one_step(tmp_path):
-    "Killed at any change, the old or the new one is there whole."
-    (tmp_path / "try").mkdir()
-    if not _exchanged(tmp_path, tmp_path / "nowhere") and sys.platform != "linux":
+@pytest.mark.parametrize("change", ["nothing", "removed", "changed", "added", "mixed"])
+def test_a_folder_published_by_half_is_seen(tmp_path, change):
+    for name in reliability.published():
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / name / f"{i}.csv").write_text(name)
+    wanted, figures = reliability.what_is_left("publish", tmp_path), tmp_path / "figures"
+    if change == "removed":
+        (figures / "1.csv").unlink()
+    elif change == "changed":
+        (figures / "1.csv").write_text("half")
+    elif change != "nothing":
+        (figures / {"added": "2.csv", "mixed": "old.txt"}[change]).write_text("old")
+    assert reliability.half_published(tmp_path, wanted) == ([] if change == "nothing" else ["figures"])
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_in_one_step(tmp_path, monkeypatch, exchanges):
+    "Killed at any change, the old or the new one is there whole: at once, or where names cannot be exchanged, once another writes."
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+    elif not files._exchanged(tmp_path / "one", tmp_path / "other"):
         pytest.skip("this system cannot exchange two names")
 
     def write(version: str):
@@ -72,6 +99,9 @@ def test_a_folder_is_replaced_in_one_step(tmp_path):
             write("new")
             os._exit(0)
         reliability.wait(pid)
+        if not exchanges:
+            with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "folder"):
+                raise KeyboardInterrupt
         assert (tmp_path / "folder/file").read_text() in ("old", "new"), number
 
 

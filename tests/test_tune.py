@@ -1,12 +1,15 @@
 """Tuning: several processes on one study, processes that die, and what is refused."""
 
+import contextlib
 import os
 import pwd
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from tempfile import mkdtemp
@@ -295,11 +298,49 @@ def test_killed_on_a_journal(space_file, mock_folder, tmp_path, cli, monkeypatch
     study = open_study("many", space, storage, tuning.digest)
     with pytest.raises(tree.InputError, match="trials 0 were left behind.*--enqueue-stale"):
         tune.search(study, tuning, 1)
-    tune.enqueue(study, tune.stale(study, tmp_path))
+    tune.enqueue(study, tune.stale(study, tmp_path), tmp_path)
     assert "worker" not in study.trials[1].user_attrs
     tune.search(study, tuning, 1, say=lambda line: None)
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert [(trial, step) for trial, step, _ in epochs_of(tmp_path)] == [(0, 1)] and study.trials[1].last_step == 3
+
+
+def test_a_trial_is_put_back_once_though_another_process_starts_then(space_file, tmp_path, monkeypatch):
+    "It starts after the trial has ended and before it is back in the queue."
+    space = read_space(space_file)
+    tuning = tune.Tuning(space, None, tmp_path / "out")
+    study, put_back, others = open_study("one", space, open_storage(str(tmp_path / "study.journal"))), type(retry).__call__, []
+
+    def start_another():
+        tune.put_back_here(take_study(open_storage(str(tmp_path / "study.journal"))), tuning.folder)
+
+    def slowly(self, *told):
+        if not others:
+            others.append(threading.Thread(target=start_another))
+            others[0].start()
+            others[0].join(2)
+        put_back(self, *told)
+
+    def stopped(_, trial):
+        trial.set_user_attr("worker", tune._me())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(retry), "__call__", slowly)
+    monkeypatch.setattr(tune, "_objective", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tune.search(study, tuning, 1)
+    others[0].join()
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_trials_of_another_machine_that_have_ended_are_left_to_it(space_file, tmp_path):
+    study = open_study("one", read_space(space_file), open_storage(str(tmp_path / "study.journal")))
+    for host in (socket.gethostname(), "elsewhere"):
+        trial = study.ask()
+        trial.set_user_attr("worker", f"{host}:1")
+        study.tell(trial, state=TrialState.FAIL)
+    tune.put_back_here(study, tmp_path)
+    assert [retry.retry_history(t) for t in study.trials] == [[], [], [0]]
 
 
 def test_whose_process_has_died(space_file, tmp_path):
@@ -471,6 +512,41 @@ def test_a_server_that_cannot_be_reached(space_file, mock_folder, tmp_path, cli)
 def test_a_database_that_cannot_be_written(space_file, mock_folder, tmp_path, cli):
     (tmp_path / "none.db").write_text("no database")
     cli(*arguments(space_file, mock_folder, tmp_path / "out", "--storage", tmp_path / "none.db")).refused("none.db", "another storage")
+
+
+@pytest.mark.parametrize("made", ["studies (id integer, patient text)", "studies (study_id integer, study_name text, patient text)",
+                                  "songs (name text)", "trials (trial_id integer)"])
+def test_another_programs_database_stays(made, tmp_path):
+    path = tmp_path / "clinic.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(f"create table {made}")
+    before = path.read_bytes()
+    with pytest.raises(tree.InputError, match="another program's database"):
+        open_storage(str(path))
+    assert path.read_bytes() == before
+
+
+def test_a_database_with_a_table_of_another_program_stays(space_file, tmp_path):
+    path = tmp_path / "clinic.db"
+    open_study("ours", read_space(space_file), open_storage(str(path)))
+    assert take_study(open_storage(str(path))).study_name == "ours"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("create table patients (name text)")
+    with pytest.raises(tree.InputError, match="another program's database.*patients"):
+        open_storage(str(path))
+
+
+@pytest.mark.parametrize("tables", [1, 2, 5])
+def test_a_database_whose_tables_another_process_is_making(space_file, tmp_path, tables):
+    "Or of which a process has died in doing so."
+    path, whole = tmp_path / "study.db", tmp_path / "whole.db"
+    open_storage(str(whole))
+    with contextlib.closing(sqlite3.connect(whole)) as database:
+        made = [sql for sql, in database.execute("select sql from sqlite_master where type = 'table' order by rootpage limit ?", (tables,))]
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for sql in made:
+            database.execute(sql)
+    assert open_study("one", read_space(space_file), open_storage(str(path))).trials == []
 
 
 def test_values_that_do_not_go_together_count_as_pruned(space_file, mock_folder, tmp_path):
