@@ -183,7 +183,7 @@ def what_is_left(what: str, folder: Path) -> dict[str, str]:
             left[name] = "LEFT"
         elif not path.is_file() or path.name.endswith(".lock") or "/state/" in name:
             continue
-        elif path.suffix == ".pdf" or "notebooks/" in name:
+        elif path.suffix in (".pdf", ".ipynb"):
             left[name] = "there"
         elif path.name == "history.csv":
             rows = csv.DictReader(path.read_text().splitlines())
