@@ -343,10 +343,10 @@ def _raise_errors(each: list[Future]):
     if errors:
         raise InputError("; ".join(map(str, errors))) if len(errors) > 1 else errors[0]
 
-# %% ../nbs/22_chain.ipynb #5de524ba
+# %% ../nbs/22_chain.ipynb #6dee4b84
 _AT_ONCE = 4  # notebooks
 
-
+# %% ../nbs/22_chain.ipynb #ac1e19e1
 def _make_at_once(steps: list[Step], out: Path, say: Callable[[str], None]):
     "Execute notebooks some at a time; an error is told once those under way have ended."
     cores = os.cpu_count() or 1
@@ -359,10 +359,9 @@ def _make_at_once(steps: list[Step], out: Path, say: Callable[[str], None]):
             try:
                 wait(each, return_when=FIRST_EXCEPTION)
             finally:
-                left = [future for future in each if not future.done()]
-                for future in left:
-                    future.cancel()
-            if left:
+                for future in each:
+                    future.cancel()  # unless it has begun
+            if not all(future.done() for future in each):
                 say("stopping, once the notebooks under way have ended")
     _raise_errors(each[::-1])  # in the chain's order
 

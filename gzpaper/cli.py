@@ -186,11 +186,13 @@ def _print_folds(scores, folds: int, out: Path):
     spread = f", spread {scores.rmse.std():.5f}" if len(scores) > 1 else ""
     print(f"RMSE {scores.rmse.mean():.5f}{spread} over {len(scores)} of {folds} folds; all is in {out}")
 
-# %% ../nbs/25_cli.ipynb #23e7c8b1
+# %% ../nbs/25_cli.ipynb #73ce748f
 def _train_together(spec, data: Path, out: Path, held_out: tuple[int, int], device: str, **options):
     "Train in this process and in those that torchrun has started beside it, and say where the results are."
+    from gzpaper.files import check_output_folder
     from gzpaper.train import join, pick_device
 
+    check_output_folder(out, data)
     chosen, trained_before = pick_device(device), (out / "weights.safetensors").exists()
     with join(chosen) as world:
         galaxies = _galaxies_for(spec, data, out, *held_out, world)
@@ -244,7 +246,7 @@ def _train(
         check_teacher(spec, predictions, data, validation, test)
     _train_together(spec, data, out, (validation, test), device, pretrained=pretrained, teacher=predictions, compile=compile)
 
-# %% ../nbs/25_cli.ipynb #ecb6d81c
+# %% ../nbs/25_cli.ipynb #2ff49943
 @_app.command("pretrain")
 def _pretrain(
     out: Annotated[Path, typer.Argument(help="the folder to write; the same command goes on with an unfinished one")],
@@ -480,7 +482,7 @@ def _search_in_rounds(study, tuning, trials: int, rounds: int, seeds: int, param
     write_params(params, tuning.space.spec(best.parameters, epochs=tuning.space.full_epochs), about)
     print(f"the best parameters are in {params}: use them with `gzpaper train --params {params}`")
 
-# %% ../nbs/25_cli.ipynb #04d3a35a
+# %% ../nbs/25_cli.ipynb #ae4b5962
 @_tune_app.callback()
 def _tune(
     context: typer.Context,
@@ -505,11 +507,13 @@ def _tune(
         return
     _check_judged(data, validation)
     with _paper_extra():
+        from gzpaper.files import check_output_folder
         from gzpaper.study import open_storage, open_study
         from gzpaper.train import pick_device
         from gzpaper.tune import Tuning, check_params, galaxies_of
     params, name, space = params or out / "params.yaml", name or space_file.stem, _space_to_search(space_file, folds, seed)
     check_params(params)
+    check_output_folder(out, data)
     tuning = Tuning(space, galaxies_of(data, out, validation, test), out / name, pick_device(device), seed, folds)
     study = open_study(name, space, open_storage(storage or str(out / "study.db")), tuning.digest, seed, folds)
     _see_to_stale(study, tuning.folder, enqueue_stale)

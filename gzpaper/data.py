@@ -87,9 +87,12 @@ def _damage_is_bad_input(path: Path) -> Iterator[None]:
     except Exception as error:
         raise InputError(f"{path} cannot be read as a table ({str(error) or type(error).__name__}): fetch it again") from None
 
-# %% ../nbs/04_data.ipynb #83596ae9
+# %% ../nbs/04_data.ipynb #0d30f733
 def _check_header(path: Path, names: list[str]):
     "Make sure that a table has all columns, each once. Raises `InputError` with the first that is missing or stands twice."
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if names and mark in str(names[0]):
+            raise InputError(f"{path} has {word} between its columns: write it with commas")
     for column in ["GalaxyID", *COLUMNS]:
         if column not in names:
             raise InputError(f"{path} has no column {column}: it needs GalaxyID and the 37 columns Class1.1 to Class11.6, "
@@ -181,7 +184,7 @@ def _check_complete(path: str | Path, table: pd.DataFrame):
     if row is not None:
         raise InputError(f"{path}, GalaxyID {table.GalaxyID[row]}, column {COLUMNS[column]} is empty: correct or remove this row")
 
-# %% ../nbs/04_data.ipynb #7229fe99
+# %% ../nbs/04_data.ipynb #c9c7a7fd
 def _check_ids(
     path: str | Path,  # of the table, for the message
     table: pd.DataFrame,
@@ -189,7 +192,8 @@ def _check_ids(
     "Make sure that GalaxyIDs are whole numbers, as Kaggle's are. Raises `InputError` with the first that is not."
     if not pd.api.types.is_integer_dtype(table.GalaxyID):
         value = next(i for i in table.GalaxyID if galaxy_ids([i]).dtype != np.int64)
-        raise InputError(f"{path}: GalaxyID '{value}' is not a whole number below 2^63 without zeros before it: correct or remove this row")
+        raise InputError(f"{path}: GalaxyID '{value}' is not a whole number as Kaggle's are: correct this row, or, if a spreadsheet has "
+                         "rounded all, export them as text")
 
 # %% ../nbs/04_data.ipynb #5ef85b42
 def read_table(

@@ -185,6 +185,17 @@ def check_output(
     except OSError as error:
         raise _not_written(path, error) from error
 
+# %% ../nbs/01_files.ipynb #e03152b8
+def check_output_folder(
+    path: str | Path,
+    source: str | Path | None = None,  # what it will be made from
+):
+    "Make sure that a folder may be written to. Raises `InputError` if not."
+    if Path(path).exists() and not Path(path).is_dir():
+        raise InputError(f"{path} is a file: name a folder")
+    if source and Path(path).resolve() == Path(source).resolve():
+        raise InputError(f"{path} is the folder of the galaxies: name another one for what is made of them")
+
 # %% ../nbs/01_files.ipynb #ba90f761
 def digest(
     *values,  # plain values, as JSON has them; or bytes alone

@@ -188,7 +188,7 @@ class _Listing:
                 bad |= {first.name: why, twin.name: why}
         return cls([first for first, *twins in named.values() if not twins], bad, others)
 
-# %% ../nbs/03_images.ipynb #334793e8
+# %% ../nbs/03_images.ipynb #a8ba2141
 def _listed(
     path: Path,
     files: _Folder | _Zip,
@@ -202,7 +202,8 @@ def _listed(
         raise InputError(next(iter(listing.bad.values())))
     if not listing.images:
         ends = ", ".join(f"*{suffix}" for suffix in suffixes)
-        raise InputError(f"{path} holds no {' or '.join(kinds)} image ({ends}): name a folder or a zip of them")
+        other = f" but {listing.others[0]}" if listing.others else ""
+        raise InputError(f"{path} holds no {', '.join(kinds)} image ({ends}){other}: name a folder or a zip of them, or convert its images")
     return listing
 
 # %% ../nbs/03_images.ipynb #78142e96
