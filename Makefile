@@ -46,7 +46,7 @@ test: .venv/.installed  ## the notebooks, the exported code, the chain on a smal
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(KEEP_MEMORY) $(BIN)/gzpaper reproduce --check $(if $(GZPAPER_DATA),--data "$(GZPAPER_DATA)")
 
-fuzz: .venv/.installed  ## every reader with thousands of damaged and made-up files: about 15 minutes; `make test` has a short form
+fuzz: .venv/.installed  ## every reader with thousands of damaged and made-up files: about half an hour; `make test` has a short form
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --hypothesis-profile=full tests/test_fuzz.py
 
 readme: $(INSTALLED)  ## make README.md from nbs/index.ipynb

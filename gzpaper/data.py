@@ -184,7 +184,7 @@ def _check_complete(path: str | Path, table: pd.DataFrame):
     if row is not None:
         raise InputError(f"{path}, GalaxyID {table.GalaxyID[row]}, column {COLUMNS[column]} is empty: correct or remove this row")
 
-# %% ../nbs/04_data.ipynb #c9c7a7fd
+# %% ../nbs/04_data.ipynb #9e9308ee
 def _check_ids(
     path: str | Path,  # of the table, for the message
     table: pd.DataFrame,
@@ -192,8 +192,8 @@ def _check_ids(
     "Make sure that GalaxyIDs are whole numbers, as Kaggle's are. Raises `InputError` with the first that is not."
     if not pd.api.types.is_integer_dtype(table.GalaxyID):
         value = next(i for i in table.GalaxyID if galaxy_ids([i]).dtype != np.int64)
-        raise InputError(f"{path}: GalaxyID '{value}' is not a whole number as Kaggle's are: correct this row, or, if a spreadsheet has "
-                         "rounded all, export them as text")
+        raise InputError(f"{path}: GalaxyID '{value}' is not a whole number as Kaggle's are: correct or remove this row; if a spreadsheet "
+                         "has rounded all, export them as text")
 
 # %% ../nbs/04_data.ipynb #5ef85b42
 def read_table(

@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 
 import gzpaper.train
 from gzpaper.chain import plan, read_profile
-from gzpaper.data import KaggleFolder, load_galaxies, sample_table
+from gzpaper.data import KaggleFolder, load_galaxies, read_table, sample_table
 from gzpaper.decoding import decode
 from gzpaper.images import PixelStore, pixel_store
 from gzpaper.models import build_model
 from gzpaper.scores import central_pixel
 from gzpaper.spec import Spec
 from gzpaper.train import fit
-from gzpaper.tree import InputError
+from gzpaper.tree import InputError, predictions_table
 from gzpaper.weights import read_header
 
 ROOT = Path(__file__).parent.parent
@@ -351,11 +351,26 @@ def test_unwritable_table(out, mock_folder, tmp_path, weights, cli):
     assert contents(tmp_path) == {"file": b"kept"}
 
 
-@pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
-def test_unwritable_run(out, mock_folder, tmp_path, cli):
+@pytest.mark.parametrize("out, words", [("file", ["is a file", "name a folder"]), ("file/run", ["cannot be written", "name another place"]),
+                                        ("/proc/run", ["cannot be written", "name another place"])])
+def test_unwritable_run(out, words, mock_folder, tmp_path, cli):
     (tmp_path / "file").write_text("kept")
-    cli("train", mock_folder, "--out", tmp_path / out, *TINY).refused(tmp_path / out, "cannot be written", "name another place")
+    cli("train", mock_folder, "--out", tmp_path / out, *TINY).refused(tmp_path / out, *words)
     assert contents(tmp_path) == {"file": b"kept"}
+
+
+def test_a_run_does_not_go_among_its_galaxies(mock_folder, cli):
+    before = {file: file.stat().st_mtime_ns for file in mock_folder.rglob("*")}
+    cli("train", mock_folder, "--out", mock_folder / ".", *TINY).refused(mock_folder, "is the folder of the galaxies", "name another one")
+    assert before == {file: file.stat().st_mtime_ns for file in mock_folder.rglob("*")}
+
+
+@pytest.mark.parametrize("mark, word", [(";", "semicolons"), ("\t", "tabs")])
+def test_what_stands_between_columns(mark, word, tmp_path):
+    path = tmp_path / "table.csv"
+    predictions_table([1], np.full((1, 37), 0.5)).to_csv(path, sep=mark, index=False)
+    with pytest.raises(InputError, match=f"table.csv has {word} between its columns: write it with commas"):
+        read_table(path)
 
 
 def test_a_folder_is_not_written_over(mock_folder, tmp_path, weights, cli):
