@@ -118,19 +118,24 @@ def test_of_notebooks_at_once_all_that_fail_are_named(smoke, monkeypatch):
 
 
 def test_after_a_failure_no_other_is_begun(tmp_path, monkeypatch):
-    begun = []
+    begun, said = [], []
+
+    def until(condition):
+        end = time.monotonic() + 60
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.01)
 
     def execute(name: str, parameters: dict, out):
         begun.append(name)
-        if name == "f":  # the last of the chain begins
+        if name == "f":  # the last of the chain begins, and fails while another is under way
+            until(lambda: "e" in begun)
             raise InputError("f failed")
-        time.sleep(0.5)
+        until(lambda: any(line.startswith("stopping") for line in said))
 
     monkeypatch.setattr(chain, "_execute", execute)
-    monkeypatch.setattr(chain, "_AT_ONCE", 1)
+    monkeypatch.setattr(chain, "_AT_ONCE", 2)
     (tmp_path / "state").mkdir()
     steps = [chain.Step(name, {}, "", tmp_path / f"state/{name}.json", False) for name in "abcdef"]
-    said = []
     with pytest.raises(InputError, match="f failed"):
         chain._make_at_once(steps, tmp_path, said.append)
     assert "a" not in begun and any(line.startswith("stopping") for line in said)
