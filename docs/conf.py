@@ -1,4 +1,4 @@
-"""The documentation site: Sphinx reads the notebooks, README.md and docs/ where they lie, from the repository's root. `make docs` builds it."""
+"""The documentation site: Sphinx reads the notebooks, README.md and docs/ where they lie. `make docs` builds it."""
 
 import json
 import re

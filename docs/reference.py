@@ -36,7 +36,8 @@ def signature(thing) -> str:
 
 def table(thing) -> list[str]:
     "What each parameter is, and what comes back."
-    told = {name: (of["anno"] if isinstance(of["anno"], str) else "", of["docment"] or "") for name, of in docments(thing, full=True).items()}
+    found = docments(thing, full=True)
+    told = {name: (of["anno"] if isinstance(of["anno"], str) else "", of["docment"] or "") for name, of in found.items()}
     rows = [(f"`{name}`", *told[name]) for name in told if name not in ("self", "return")]
     rows += [("*returns*", *told["return"])] if any(told.get("return", ())) else []
     cells = [(name, f"`{kind}`" if kind else "", what) for name, kind, what in rows]

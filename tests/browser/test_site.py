@@ -26,7 +26,8 @@ class Quiet(SimpleHTTPRequestHandler):
 def site(tmp_path_factory):
     "The site, built anew and served: its folder and its address."
     made = tmp_path_factory.mktemp("site") / "html"
-    subprocess.run([sys.executable, "-m", "sphinx", "-W", "-q", "-c", "docs", "-d", made.parent / "doctrees", ".", made], cwd=root(), check=True)
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-c", "docs", "-d", made.parent / "doctrees", ".", made]
+    subprocess.run(command, cwd=root(), check=True)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=made))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield made, f"http://127.0.0.1:{server.server_port}"
