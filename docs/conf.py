@@ -46,7 +46,7 @@ def readable(app, docname: str, source: list[str]):
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if not re.match(r'#\|\s*(hide|default_exp)\b|if "google.colab" in', text):
-            cell["source"] = re.sub(r"\A(#\|.*\n)+", "", re.sub(r"!\[Open in Colab\]\(.*?\)", "Open in Colab", text))
+            cell["source"] = re.sub(r"(?m)^#\|.*\n?", "", re.sub(r"!\[Open in Colab\]\(.*?\)", "Open in Colab", text))
             kept.append(cell)
     source[0] = json.dumps(notebook | {"cells": kept})
 
