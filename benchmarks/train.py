@@ -83,7 +83,7 @@ def begin(
     device: torch.device,
 ) -> Training:
     "A training after its first two steps, of more than will ever be measured."
-    spec = Spec(way.model, size=way.size, epochs=1_000_000, batch_size=way.batch_size, precision=way.precision, pretrained="random")
+    spec = Spec(way.model, size=way.size, epochs=100_000, batch_size=way.batch_size, precision=way.precision, pretrained="random")
     batches = loaded(way, store, 2 * way.batch_size, device)
     training = Training(spec, network(way.model, way.size), batches, device, compile=way.compiled)
     training.epoch()

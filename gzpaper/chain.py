@@ -190,7 +190,7 @@ def _data_fingerprint(parameters: dict) -> str:
     tests = [p.name + Images(p).fingerprint for p in sorted(folder.path.glob("images_test_rev1*")) if not p.is_dir() or any(p.iterdir())]
     return " ".join([folder.images().fingerprint, *map(file_digest, files), *tests])
 
-# %% ../nbs/22_chain.ipynb #862733d6
+# %% ../nbs/22_chain.ipynb #19defe8f
 def _code_of(name: str) -> str:
     "The code of a notebook of the paper, without IPython's magics."
     cells = json.loads(notebook_path(name).read_text())["cells"]
@@ -198,11 +198,14 @@ def _code_of(name: str) -> str:
     return re.sub(r"^\s*[%!].*$", "", code, flags=re.MULTILINE)
 
 
+_LISTS = {"read_networks": "networks.yaml", "read_quoted": "quoted.yaml"}  # what reads a list in paper/
+
+
 def _notebook_key(name: str, parameters: dict, data: str) -> str:
     "A digest of all that a notebook's results depend on."
     code, values = _code_of(name), {k: v for k, v in parameters.items() if k != "data"}
     lists = [root() / f"paper/search/{search}.yaml" for search in parameters.get("searches", "").split()]
-    lists += [root() / "paper/networks.yaml"] * ("read_networks" in code)
+    lists += [root() / f"paper/{file}" for reader, file in _LISTS.items() if reader in code]
     words = frozenset(re.findall(r"\w+", " ".join([json.dumps(values), *(path.read_text() for path in lists)])))
     definitions = {".".join(place): text for place, text in _used_definitions(code, words).items()}
     weights = released() * ("weights.released" in definitions)
@@ -254,7 +257,7 @@ def _execute(
     os.replace(working, folder / f"{name}.ipynb")
     failed.unlink(missing_ok=True)
 
-# %% ../nbs/22_chain.ipynb #aa18deb1
+# %% ../nbs/22_chain.ipynb #67579c81
 @dataclass(frozen=True)
 class Step:
     "A notebook of the chain, and whether it has to be executed."
@@ -262,6 +265,7 @@ class Step:
     parameters: dict  # those it declares, with their values
     key: str
     state: Path  # where its state is kept
+    sums_up: bool  # it reads what the notebooks before it have found
     fresh: bool  # nothing it depends on has changed, and what it wrote is still there
 
 # %% ../nbs/22_chain.ipynb #df0ba362
@@ -281,21 +285,25 @@ def _runs_used(out: Path, name: str) -> list[Path]:
     notes = [json.loads(f.read_text()) for f in outputs_of(out, name) if f.suffix == ".json" and f.parent.name != "numbers"]
     return [p for key in sorted({k for n in notes for k in n["runs"]}) for p in out.glob(f"runs/{key}/*.parquet")]
 
-# %% ../nbs/22_chain.ipynb #4943b995
-def _step(name: str, parameters: dict, data: str, out: Path) -> Step:
+# %% ../nbs/22_chain.ipynb #932d7372
+def _step(name: str, parameters: dict, data: str, out: Path, before: list[Step]) -> Step:
     "A notebook of the chain with its state."
     own = {p: parameters[p] for p in _declared(name) if p in parameters}
-    key, state = _notebook_key(name, own, data), out / f"state/{name}.json"
+    key, state, sums_up = _notebook_key(name, own, data), out / f"state/{name}.json", "section.found(" in _code_of(name)
+    if sums_up:
+        key = digest(key, [step.key for step in before])
     kept = json.loads(state.read_text()) if state.exists() else {"key": "", "outputs": []}
-    return Step(name, own, key, state, kept["key"] == key and all((out / f).exists() for f in kept["outputs"]))
+    return Step(name, own, key, state, sums_up, kept["key"] == key and all((out / f).exists() for f in kept["outputs"]))
 
 
 def plan(
     parameters: dict,  # of the profile
 ) -> list[Step]:
     "The chain's notebooks in order."
-    data = _data_fingerprint(parameters)
-    return [_step(name, parameters, data, runs_folder(parameters["profile"])) for name in read_chain()["notebooks"]]
+    data, steps = _data_fingerprint(parameters), []
+    for name in read_chain()["notebooks"]:
+        steps.append(_step(name, parameters, data, runs_folder(parameters["profile"]), steps))
+    return steps
 
 # %% ../nbs/22_chain.ipynb #bfb43ca3
 _BOOKS = Lock()  # `outputs_of` reads every provenance file, so none may be removed meanwhile
@@ -346,7 +354,7 @@ def _raise_errors(each: list[Future]):
 # %% ../nbs/22_chain.ipynb #6dee4b84
 _AT_ONCE = 4  # notebooks
 
-# %% ../nbs/22_chain.ipynb #ac1e19e1
+# %% ../nbs/22_chain.ipynb #ecd74a92
 def _make_at_once(steps: list[Step], out: Path, say: Callable[[str], None]):
     "Execute notebooks some at a time; an error is told once those under way have ended."
     cores = os.cpu_count() or 1
@@ -364,6 +372,12 @@ def _make_at_once(steps: list[Step], out: Path, say: Callable[[str], None]):
             if not all(future.done() for future in each):
                 say("stopping, once the notebooks under way have ended")
     _raise_errors(each[::-1])  # in the chain's order
+
+
+def _make_apart(steps: list[Step], out: Path, say: Callable[[str], None]):
+    "Execute notebooks some at a time, and then those that sum up what these have found."
+    _make_at_once([step for step in steps if not step.sums_up], out, say)
+    _make([step for step in steps if step.sums_up], out, say)
 
 # %% ../nbs/22_chain.ipynb #df6e2af7
 def _without_unpublished(profile: str, steps: list[Step], say: Callable[[str], None]) -> list[Step]:
@@ -394,7 +408,7 @@ def _due(steps: list[Step], force: bool, only: str | None) -> list[Step]:
         raise InputError(f"there is no notebook '{only}' in the chain: choose one of {', '.join(s.name for s in steps)}")
     return [s for s in steps if (s.name == only if only else force or not s.fresh)]
 
-# %% ../nbs/22_chain.ipynb #be9bbc2e
+# %% ../nbs/22_chain.ipynb #0ffbdb1b
 def reproduce(
     profile: str,
     data: str | Path | None = None,  # a folder in Kaggle's layout to use in place of the profile's
@@ -412,7 +426,7 @@ def reproduce(
         due = _due(steps, force, only)
         _announce(parameters, steps, due, train, say)
         with environment(GZPAPER_TRAIN=str(int(train)), TQDM_MININTERVAL="1"):
-            _make(due, out, say) if train else _make_at_once(due, out, say)
+            _make(due, out, say) if train else _make_apart(due, out, say)
         say(f"{len(due)} of {len(steps)} notebooks executed. Figures, tables and numbers are in {out}")
         if not only:  # the others may not be there yet
             say(f"the report is {report(profile)}")

@@ -121,6 +121,11 @@ def read_networks(
         raise InputError(f"{path.name}: images_per_s has no {speeds} for {unknown}: measure it with benchmarks/train.py")
     return contenders, speed
 
+# %% ../nbs/20_paper.ipynb #c276f8a0
+def read_quoted() -> dict:
+    "The numbers that the paper quotes from elsewhere, each with its source, and the claims of the brief."
+    return read_yaml(root() / "paper/quoted.yaml")
+
 # %% ../nbs/20_paper.ipynb #f2c75f52
 def data_folder(
     parameters: dict,  # with data, profile, mock_galaxies and seed
@@ -241,7 +246,7 @@ def _keep_table(
     _keep_json(path.with_suffix(".json"), results.provenance(caption))
     return table
 
-# %% ../nbs/20_paper.ipynb #030b3c35
+# %% ../nbs/20_paper.ipynb #dafa93ae
 OPENS_TEST = "09_final"  # the one section that does
 
 
@@ -288,6 +293,15 @@ class Section(_Results):
         kept = {"profile": self.parameters["profile"], "mock": self.is_mock, **values}
         _keep_json(self.out / f"numbers/{self.name}.json", kept)
         return kept
+
+    def found(self, name: str) -> dict:
+        "The numbers that another notebook of the chain has kept. Raises `InputError` where it has not been executed."
+        path = self.out / f"numbers/{name}.json"
+        if not path.exists():
+            profile = self.parameters["profile"]
+            raise InputError(f"{name} has found nothing yet in profile {profile}: run `gzpaper reproduce --profile {profile} "
+                             f"--only {name}`")
+        return json.loads(path.read_text())
 
 # %% ../nbs/20_paper.ipynb #a351e6ba
 def _sealed_galaxies(section: Section, side: int) -> Galaxies:

@@ -17,8 +17,8 @@ from .tree import COLUMNS, QUESTIONS, InputError, align, predictions_table
 
 # %% auto #0
 __all__ = ['SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'rmse', 'rmse_table', 'mean_of_seeds', 'compare', 'relative_rmse',
-           'score_table', 'against_table', 'verdict', 'compare_folds', 'final_fall', 'all_ones', 'all_zeros',
-           'training_mean', 'central_pixel', 'benchmarks', 'read_scorable', 'scored']
+           'score_table', 'against_table', 'weighted_rmse', 'verdict', 'compare_folds', 'final_fall', 'all_ones',
+           'all_zeros', 'training_mean', 'central_pixel', 'benchmarks', 'read_scorable', 'scored']
 
 # %% ../nbs/07_scores.ipynb #45c8033f
 def _root_mean(squares: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
@@ -160,6 +160,36 @@ def against_table(
         our_draws, their_draws = _root_mean(drawn[:, :, where], 2).T
         rows.append((part, ours, theirs, ours - theirs, *_interval(our_draws - their_draws)))
     return pd.DataFrame(rows, columns=["part", "rmse", "other", "difference", "low", "high"])
+
+# %% ../nbs/07_scores.ipynb #d60daea5
+def selection_weights(
+    cells: np.ndarray,  # [N] in which each galaxy lies
+    sample: np.ndarray,  # [M] the cells of all the sample's galaxies
+    unselected: np.ndarray,  # [cells] unselected galaxies in each cell
+) -> np.ndarray:  # [N]
+    "How many unselected galaxies each galaxy of a sample stands for."
+    return unselected[cells] / np.bincount(sample, minlength=len(unselected))[cells]
+
+
+def effective_number(
+    weights: np.ndarray,  # [N]
+) -> float:
+    "The number of galaxies without weights that would be as good (Kish 1965, Survey Sampling)."
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+# %% ../nbs/07_scores.ipynb #53630ba3
+def weighted_rmse(
+    predicted: np.ndarray,  # [N, 37]
+    true: np.ndarray,  # [N, 37]
+    weights: np.ndarray,  # [N]
+    draws: int = 2000,  # of the bootstrap
+    seed: int = 0,  # of the draws
+) -> tuple[float, float, float]:  # the RMSE, and its 95% interval
+    "RMSE with a weight for each galaxy, and a bootstrap over galaxies."
+    errors = _galaxy_errors(predicted, true)
+    drawn = bootstrap_means(np.stack([weights * errors, weights], axis=1), draws, seed)
+    low, high = _interval(np.sqrt(drawn[:, 0] / drawn[:, 1]))
+    return float(np.sqrt(np.average(errors, weights=weights))), float(low), float(high)
 
 # %% ../nbs/07_scores.ipynb #270dc45c
 SEEDS = 3  # a claimed order needs at least so many of each network
