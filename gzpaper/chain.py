@@ -190,14 +190,14 @@ def _data_fingerprint(parameters: dict) -> str:
     tests = [p.name + Images(p).fingerprint for p in sorted(folder.path.glob("images_test_rev1*")) if not p.is_dir() or any(p.iterdir())]
     return " ".join([folder.images().fingerprint, *map(file_digest, files), *tests])
 
-# %% ../nbs/22_chain.ipynb #19defe8f
+# %% ../nbs/22_chain.ipynb #1ac62cd1
 def _code_of(name: str) -> str:
     "The code of a notebook of the paper, without IPython's magics."
     cells = json.loads(notebook_path(name).read_text())["cells"]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     return re.sub(r"^\s*[%!].*$", "", code, flags=re.MULTILINE)
 
-
+# %% ../nbs/22_chain.ipynb #f0073913
 _LISTS = {"read_networks": "networks.yaml", "read_quoted": "quoted.yaml"}  # what reads a list in paper/
 
 
@@ -285,11 +285,11 @@ def _runs_used(out: Path, name: str) -> list[Path]:
     notes = [json.loads(f.read_text()) for f in outputs_of(out, name) if f.suffix == ".json" and f.parent.name != "numbers"]
     return [p for key in sorted({k for n in notes for k in n["runs"]}) for p in out.glob(f"runs/{key}/*.parquet")]
 
-# %% ../nbs/22_chain.ipynb #932d7372
+# %% ../nbs/22_chain.ipynb #736bfa24
 def _step(name: str, parameters: dict, data: str, out: Path, before: list[Step]) -> Step:
     "A notebook of the chain with its state."
     own = {p: parameters[p] for p in _declared(name) if p in parameters}
-    key, state, sums_up = _notebook_key(name, own, data), out / f"state/{name}.json", "section.found(" in _code_of(name)
+    key, state, sums_up = _notebook_key(name, own, data), out / f"state/{name}.json", "found(section," in _code_of(name)
     if sums_up:
         key = digest(key, [step.key for step in before])
     kept = json.loads(state.read_text()) if state.exists() else {"key": "", "outputs": []}

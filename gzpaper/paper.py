@@ -88,7 +88,7 @@ def notebook_digest(
     cells = json.loads(notebook_path(name).read_text())["cells"]
     return digest(*[[c["cell_type"], "".join(c["source"])] for c in cells])
 
-# %% ../nbs/20_paper.ipynb #1e0173b5
+# %% ../nbs/20_paper.ipynb #c1029283
 @dataclass(frozen=True, eq=False)
 class Contender:
     "A network of the comparison, and how it is trained."
@@ -103,7 +103,7 @@ class Contender:
     def __post_init__(self):
         object.__setattr__(self, "speed", self.speed or self.model)
 
-
+# %% ../nbs/20_paper.ipynb #00bf5051
 def read_networks(
     speeds: str,  # which images per second: a name under `images_per_s`
 ) -> tuple[list[Contender], dict[str, float]]:  # the paper's network first; images per second of training, by model or design
@@ -246,7 +246,7 @@ def _keep_table(
     _keep_json(path.with_suffix(".json"), results.provenance(caption))
     return table
 
-# %% ../nbs/20_paper.ipynb #dafa93ae
+# %% ../nbs/20_paper.ipynb #0699d293
 OPENS_TEST = "09_final"  # the one section that does
 
 
@@ -294,14 +294,17 @@ class Section(_Results):
         _keep_json(self.out / f"numbers/{self.name}.json", kept)
         return kept
 
-    def found(self, name: str) -> dict:
-        "The numbers that another notebook of the chain has kept. Raises `InputError` where it has not been executed."
-        path = self.out / f"numbers/{name}.json"
-        if not path.exists():
-            profile = self.parameters["profile"]
-            raise InputError(f"{name} has found nothing yet in profile {profile}: run `gzpaper reproduce --profile {profile} "
-                             f"--only {name}`")
-        return json.loads(path.read_text())
+# %% ../nbs/20_paper.ipynb #03fe9ebb
+def found(
+    section: Section,
+    name: str,  # of another notebook of the chain
+) -> dict:
+    "The numbers that a notebook has kept in the same profile. Raises `InputError` where it has not been executed."
+    path = section.out / f"numbers/{name}.json"
+    if not path.exists():
+        profile = section.parameters["profile"]
+        raise InputError(f"{name} has found nothing yet in profile {profile}: run `gzpaper reproduce --profile {profile} --only {name}`")
+    return json.loads(path.read_text())
 
 # %% ../nbs/20_paper.ipynb #a351e6ba
 def _sealed_galaxies(section: Section, side: int) -> Galaxies:
