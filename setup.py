@@ -24,7 +24,8 @@ setup(
     package_data={"gzpaper": ["released/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"imagenet": imagenet, "paper": paper, "dev": paper + cfg["dev_requirements"].split()},
+    extras_require={"imagenet": imagenet, "paper": paper, "dev": paper + cfg["dev_requirements"].split(),
+                    "docs": cfg["docs_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -212,7 +212,7 @@ def _part_of(path: Path) -> tuple[dict, str, dict[int, str], np.ndarray] | None:
         raise InputError(f"{path} is no part of a prediction: move it away, or name another --out") from None
     return about, images, bad, values
 
-# %% ../nbs/24_catalogue.ipynb #b76db8d2
+# %% ../nbs/24_catalogue.ipynb #42f8f6a1
 def _read_part(parts: _Parts, part: range, skip_bad: bool) -> tuple[np.ndarray, dict[int, str]] | None:
     "A part's predictions, if there are any. Raises `InputError` if something else has made them."
     found = _part_of(parts.path(part))
@@ -220,8 +220,8 @@ def _read_part(parts: _Parts, part: range, skip_bad: bool) -> tuple[np.ndarray, 
         return None
     about, images, bad, values = found
     if about != parts.about:
-        raise InputError(f"{parts.folder} has parts that were predicted with other weights or views: finish with the same command, "
-                         "name another --out, or remove it")
+        raise InputError(f"{parts.folder} has parts that were predicted with other weights or views (--fast has its own): "
+                         "finish with the same command, name another --out, or remove it")
     usable = images == parts.images_digest(part) and len(values) == len(part) and (skip_bad or not bad)
     return (values, bad) if usable else None
 
@@ -402,9 +402,11 @@ def _images_of(images: str | Path | Images, skip_bad: bool) -> Images:
     tell_others(found)
     return found
 
-# %% ../nbs/24_catalogue.ipynb #3ad0c66c
-def _check_shares(parts: _Parts, n_shares: int):
-    "Raise `InputError` if the work was begun in another number of shares."
+# %% ../nbs/24_catalogue.ipynb #25fbab69
+def _check_begun(parts: _Parts, n_shares: int):
+    "Raise `InputError` if the work was begun in another number of shares, or with other weights or views."
+    for part in [part for part in parts.cut if parts.path(part).exists()][:1]:
+        _read_part(parts, part, skip_bad=True)
     others = {path.stem.split("-of-")[1] for path in parts.folder.glob("*-of-*.share")} - {str(n_shares)}
     for other in others:
         raise InputError(f"{parts.folder} was begun with --shard 1/{other}: go on with 1/{other} to {other}/{other}, name another --out, "
@@ -426,7 +428,7 @@ def _noted(parts: _Parts, shard: tuple[int, int]) -> Iterator[Path]:
                 parts.folder.rmdir()
         raise
 
-# %% ../nbs/24_catalogue.ipynb #e59a67c3
+# %% ../nbs/24_catalogue.ipynb #7992aa0e
 def _predicted(
     parts: _Parts, ensemble: Ensemble, shard: tuple[int, int], skip_bad: bool, out: Path, catalogue_out: str | Path | None,
     overwrite: bool, progress: bool,
@@ -437,7 +439,7 @@ def _predicted(
             if done := _written(parts):
                 return done
             _check_new(parts, overwrite)
-            _check_shares(parts, shard[1])
+            _check_begun(parts, shard[1])
             note = stack.enter_context(_noted(parts, shard))
         with scale_hint():
             _predict_share(ensemble, parts, parts.cut[shard[0] - 1 :: shard[1]], skip_bad, progress)
@@ -446,26 +448,27 @@ def _predicted(
                 return _counted(out)
             return _written(parts) or _finish(parts, skip_bad, out, catalogue_out, overwrite)
 
-# %% ../nbs/24_catalogue.ipynb #1323f7ca
+# %% ../nbs/24_catalogue.ipynb #99bbdfe1
 def predict_folder(
     images: str | Path | Images,  # a folder or a zip of images
     out: str | Path,  # the predictions table to write, .csv or .parquet
     weights: Sequence[str | Path] = (),  # files of weights; none: the released ones
     catalogue_out: str | Path | None = None,  # the catalogue to write, .csv, .parquet or .fits
     rotations: int = 8,  # views at so many equally spaced angles
-    flip: bool = True,  # each mirrored, too
+    flip: bool | None = None,  # each mirrored, too; None: every second one mirrored
     scales: Sequence[float] = (1.0,),  # at each of which a galaxy is seen
     shard: tuple[int, int] = (1, 1),  # which share of how many
     skip_bad: bool = False,  # go on without images that cannot be used
     overwrite: bool = False,  # files that are there already
     device: torch.device | str = "cpu",
     progress: bool = True,
+    fast: bool = False,  # two views alone, in bfloat16 where the device has it
 ) -> tuple[int, int] | None:  # galaxies that were predicted, and images that could not be; None: other shares are still missing
     "Predict any number of images. Raises `InputError` for input that cannot be used, or files that are there already."
     _check_request(out, catalogue_out, shard)
     images = _images_of(images, skip_bad)
     _check_names(images, catalogue_out)
-    ensemble = Ensemble(weights or released(), rotations, flip, scales, device)
+    ensemble = Ensemble(weights or released(), rotations, flip, scales, device, fast)
     tables = tuple(map(str, (out, catalogue_out) if catalogue_out else (out,)))
     parts = _Parts(Path(f"{out}.parts"), images, image_parts(len(images)), ensemble.about, tables)
     return _predicted(parts, ensemble, shard, skip_bad, Path(out), catalogue_out, overwrite, progress)

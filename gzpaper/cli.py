@@ -282,21 +282,20 @@ def _read_shard(text: str) -> tuple[int, int]:
         raise InputError(f"shard is '{text}': it takes i/n, such as 2/8")
     return int(which), int(many)
 
-# %% ../nbs/25_cli.ipynb #7d324f06
+# %% ../nbs/25_cli.ipynb #67942a32
 _Images = Annotated[Path, typer.Argument(help="a folder or a zip of JPEG, PNG or FITS images")]
 _Weights = Annotated[list[Path] | None, typer.Option(help="a file of weights; several are averaged; the released ones")]
 _Table = Annotated[Path, typer.Option(help="the table to write, .csv or .parquet; the same command goes on")]
 _Catalogue = Annotated[Path | None, typer.Option(help="a catalogue to write too, .csv, .parquet or .fits")]
 _Shard = Annotated[str, typer.Option(help="i/n: the i-th of n shares, by as many processes that write to the same place")]
-
-# %% ../nbs/25_cli.ipynb #64a0f6cf
-_Rotations = Annotated[int, typer.Option(help="views of each galaxy, each also mirrored")]
-_Flip = Annotated[bool, typer.Option(help="whether to mirror the views")]
+_Rotations = Annotated[int, typer.Option(help="views of each galaxy, at equally spaced angles")]
+_Flip = Annotated[bool | None, typer.Option(help="each view also mirrored, or none; every second one")]
 _Scale = Annotated[list[float], typer.Option(help="magnification of the views; several: each view at each")]
 _SkipBad = Annotated[bool, typer.Option("--skip-bad", help="go on without images that cannot be used, and list them")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="tables that are there already")]
+_Fast = Annotated[bool, typer.Option("--fast", help="two views alone, in bfloat16 where the device has it")]
 
-# %% ../nbs/25_cli.ipynb #be95068c
+# %% ../nbs/25_cli.ipynb #b7892ac1
 @_app.command("predict")
 def _predict(
     images: _Images,
@@ -304,19 +303,20 @@ def _predict(
     out: _Table = Path("predictions.csv"),
     catalogue: _Catalogue = None,
     rotations: _Rotations = 8,
-    flip: _Flip = True,
+    flip: _Flip = None,
     scale: _Scale = [1.0],  # noqa: B006
     shard: _Shard = "1/1",
     skip_bad: _SkipBad = False,
     overwrite: _Overwrite = False,
     device: _Device = "auto",
+    fast: _Fast = False,
 ):
     "Predict the 37 vote fractions of every image in a folder; with --catalogue also in Galaxy Zoo 2's form."
     from gzpaper.catalogue import predict_folder
     from gzpaper.train import pick_device
 
     done = predict_folder(images, out, weights or (), catalogue, rotations, flip, scale, _read_shard(shard), skip_bad, overwrite,
-                          pick_device(device))
+                          pick_device(device), fast=fast)
     if done is None:
         print(f"share {shard} is in {out}.parts; the table is written once all shares are there")
     else:

@@ -131,17 +131,25 @@ def _sampling_grid(
     points = torch.stack([x, y, torch.ones_like(x)]).view(3, -1)
     return (matrices.reshape(-1, 3) @ points).view(-1, 2, size, size).permute(0, 2, 3, 1)
 
-# %% ../nbs/08_loader.ipynb #77df374f
+# %% ../nbs/08_loader.ipynb #ebe8d167
+def sampled(
+    pixels: torch.Tensor,  # [B, S, S, 3] uint8, on any device
+    matrices: torch.Tensor,  # [B, 2, 3]
+    size: int,  # px of the output
+) -> torch.Tensor:  # [B, 3, size, size] float32 in [0, 1], channels first in memory
+    "One affine resampling of a whole batch, bilinear."
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    grid = _sampling_grid(matrices.to(pixels.device), size)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+# %% ../nbs/08_loader.ipynb #06cbe0d6
 def resample(
     pixels: torch.Tensor,  # [B, S, S, 3] uint8, on any device
     matrices: torch.Tensor,  # [B, 2, 3]
     size: int,  # px of the output
 ) -> torch.Tensor:  # [B, 3, size, size] float32 in [0, 1], channels last in memory
-    "One affine resampling of a whole batch, bilinear."
-    images = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-    grid = _sampling_grid(matrices.to(pixels.device), size)
-    views = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return views.contiguous(memory_format=torch.channels_last)
+    "One affine resampling of a whole batch, bilinear, as a network takes it."
+    return sampled(pixels, matrices, size).contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/08_loader.ipynb #9f745cee
 def channel_statistics(
@@ -168,6 +176,26 @@ def normalise(
 ) -> torch.Tensor:  # [B, 3, H, W]
     "Channels with mean 0 and standard deviation 1."
     return (images - _per_channel(mean, images.device)).div_(_per_channel(std, images.device))
+
+# %% ../nbs/08_loader.ipynb #3065fe45
+_AT_ONCE = 2**17  # px of the network's input that a CPU makes together: 8 galaxies of 128 px
+
+
+def _augmented(
+    pixels: torch.Tensor,  # [B, S, S, 3] uint8, on any device
+    matrices: torch.Tensor,  # [B, 2, 3]
+    gains: torch.Tensor,  # [B, 3, 1, 1]
+    size: int,  # px of the output
+    mean: torch.Tensor,  # [1, 3, 1, 1]
+    std: torch.Tensor,  # [1, 3, 1, 1]
+) -> torch.Tensor:  # [B, 3, size, size] float32, channels last in memory
+    "A batch as the network sees it."
+    images = torch.empty((len(pixels), 3, size, size), device=pixels.device, memory_format=torch.channels_last)
+    on_cpu, fits = pixels.device.type == "cpu", math.ceil(len(pixels) * size**2 / _AT_ONCE)
+    pieces = max(1, min(fits, len(pixels) // 2)) if on_cpu else 1  # the product for the grid of one galaxy alone rounds otherwise
+    for piece, *of in zip(*(whole.tensor_split(pieces) for whole in (images, pixels, matrices, gains))):
+        piece.copy_(sampled(*of[:2], size).mul_(of[2]).sub_(mean).div_(std))
+    return images
 
 # %% ../nbs/08_loader.ipynb #47ff9c4c
 def _ahead(read: Callable, batches: list[np.ndarray]) -> Iterator:
@@ -196,7 +224,7 @@ def _read(batches: Batches, epoch: int, batch: np.ndarray) -> list[torch.Tensor]
     pin = torch.device(batches.device).type == "cuda"
     return [part.pin_memory() if pin and part.device.type == "cpu" else part for part in parts]
 
-# %% ../nbs/08_loader.ipynb #d345c9dd
+# %% ../nbs/08_loader.ipynb #06c16ed2
 @dataclass
 class Batches:
     "The galaxies of one part, a batch at a time."
@@ -237,7 +265,7 @@ class Batches:
         walk = _ahead if torch.device(self.device).type == "cuda" else map
         for batch in walk(partial(_read, self, epoch), self._shares(epoch)):
             pixels, matrices, gains, labels = (part.to(self.device, non_blocking=True) for part in batch)
-            yield resample(pixels, matrices, self.size).mul_(gains).sub_(mean).div_(std), labels
+            yield _augmented(pixels, matrices, gains, self.size, mean, std), labels
 
 # %% ../nbs/08_loader.ipynb #4fe70e87
 class DeviceStore:

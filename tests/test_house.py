@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
 from gzpaper.chain import _declared
+from gzpaper.files import read_yaml
 from gzpaper.paper import read_chain, root
 from gzpaper.run import RUN_FILES
 
@@ -58,10 +60,18 @@ def test_readme_is_what_index_gives(tmp_path):
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
 
 
-def test_readme_names_every_notebook_and_its_links_lead_somewhere():
+def test_the_citation_is_of_this_version():
+    settings, citation = ConfigParser(), read_yaml(ROOT / "CITATION.cff")
+    settings.read(ROOT / "settings.ini")
+    own = settings["DEFAULT"]
+    assert [citation[key] for key in ("version", "license", "repository-code")] == [own["version"], "MIT", own["git_url"]]
+
+
+def test_the_documentation_names_every_notebook_and_the_readmes_links_lead_somewhere():
+    library, paper = ((ROOT / f"docs/{name}.md").read_text() for name in ("library", "paper"))
+    assert "/nbs/[0-9]*" in library and "/paper/notebooks/*" in paper
     text = (ROOT / "README.md").read_text()
-    assert all(f"nbs/{p.name}" in text for p in LIBRARY)
-    assert all(f"paper/notebooks/{p.name}" in text for p in ROOT.glob("paper/notebooks/*.ipynb"))
+    assert len(text.splitlines()) <= 160
     links = re.findall(r"\]\(([^)#]+)\)", text)
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from gzpaper.catalogue import check_submission, predict_folder
 from gzpaper.data import read_labels, read_table
 from gzpaper.decoding import CROP, decode
 from gzpaper.images import Images, scale_area
+from gzpaper.models import build_model
 from gzpaper.paper import root
 from gzpaper.predict import Ensemble, at_scale, predict_images, write_predictions
 from gzpaper.scores import training_mean
@@ -125,6 +127,74 @@ def test_parts_of_another_command_do_not_mix(mock_folder, members, tmp_path, par
     for other in ({"weights": members[:1]}, {"rotations": 2}, {"scales": (1.1,)}):
         with pytest.raises(InputError, match="out.csv.parts has parts .* other weights or views"):
             predict_folder(*arguments, shard=(1, 2), **{"weights": members, **FEW, **other})
+
+
+def test_a_quick_table_and_another_do_not_mix(mock_folder, members, tmp_path, parts_of_eight, cli):
+    "Whichever was begun first, and whichever share comes next."
+    for first, other in (((), ("--fast",)), (("--fast",), ())):
+        command = "predict", mock_folder / IMAGES, "--weights", members[0], "--out", tmp_path / f"{len(first)}.csv", "--device", "cpu"
+        assert cli(*command, *first, "--shard", "1/2").code == 0
+        cli(*command, *other, "--shard", "2/2").refused("parts that were predicted with other weights or views (--fast has its own)")
+        assert cli(*command, *first, "--shard", "2/2").code == 0
+    table, quick = table_of(tmp_path, "0.csv"), table_of(tmp_path, "1.csv")
+    assert 0 < np.abs(table - quick)[COLUMNS].to_numpy().max() < 0.5
+
+
+def test_quick_parts_of_another_precision_do_not_mix(mock_folder, members, tmp_path, parts_of_eight, monkeypatch):
+    arguments, how = (mock_folder / IMAGES, tmp_path / "out.csv", members), {"fast": True, "progress": False}
+    for share, precision in ((1, torch.float32), (2, torch.bfloat16)):
+        monkeypatch.setattr(predict, "pick_precision", lambda name, device, precision=precision: precision)
+        if share == 1:
+            assert predict_folder(*arguments, shard=(1, 2), **how) is None
+    with pytest.raises(InputError, match="other weights or views"):
+        predict_folder(*arguments, shard=(2, 2), **how)
+
+
+@pytest.mark.parametrize("own", [{"rotations": 4}, {"flip": False}, {"scales": (1.0, 1.1)}])
+def test_fast_has_views_of_its_own(own, members):
+    with pytest.raises(InputError, match="--fast has views of its own: leave out --rotations"):
+        Ensemble(members, fast=True, **own)
+
+
+def one_view_after_the_other(files: list[Path], stamps: dict[int, np.ndarray], flip: bool | None) -> np.ndarray:
+    "The mean of all views as the paper's trainings are predicted: all galaxies at once, batch norm as it was learned."
+    loaded = [load_weights(file)[:2] for file in files]
+    each = [view for model, expects in loaded
+            for view in predict._predict_views(model, expects, stamps[expects.side], predict.view_matrices(expects, 8, flip))]
+    return torch.stack(each).mean(0).numpy()
+
+
+@pytest.mark.parametrize("flip", [True, None])
+def test_quicker_answers_are_the_same(flip, mock_folder):
+    "The released networks, more galaxies than a core works on at a time; not a multiple of their number."
+    images, files = Images(mock_folder / IMAGES), released()
+    pictures = [decode(images.read(i), images.where(i)) for i in range(N - 3)]
+    stamps = {side: np.stack([scale_area(p, side) for p in pictures]) for side in Ensemble(files).sides}
+    found = Ensemble(files, flip=flip).predict(stamps)[:, : len(COLUMNS)]
+    np.testing.assert_allclose(found, one_view_after_the_other(files, stamps, flip), atol=1e-5)
+    assert predict._AT_ONCE // 80**2 < N - 3
+
+
+def test_what_is_folded_answers_the_same():
+    "Stacks, blocks of ResNet, residuals, and networks without batch norm; the network itself is left as it is."
+    for name, parameters in {"vgg7": {"width": 4}, "four_convolutions": {}, "efficientnet_lite0": {}, "resnet50": {}}.items():
+        torch.manual_seed(0)
+        network = build_model(name, 64, **parameters).train()
+        with torch.no_grad():
+            network(torch.randn(8, 3, 64, 64) + 1)  # so that batch norm has statistics
+        network.eval()
+        before, noise = [value.clone() for value in network.state_dict().values()], torch.randn(4, 3, 64, 64)
+        with torch.inference_mode():
+            torch.testing.assert_close(predict._folded(network)(noise), network(noise), atol=1e-4, rtol=0)
+        assert all(map(torch.equal, network.state_dict().values(), before))
+
+
+def test_predicting_leaves_the_number_of_threads(mock_folder, members, tmp_path):
+    cores = torch.get_num_threads()
+    predict_images(members, mock_folder / IMAGES, **FEW)
+    assert torch.get_num_threads() == cores
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == cores
 
 
 def test_a_damaged_part_is_predicted_again(mock_folder, members, tmp_path, parts_of_eight):
