@@ -209,7 +209,7 @@ def _frontier(means: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]
     means = means.sort_values(column)
     return means[column].to_numpy(), means.rmse.cummin().to_numpy()
 
-# %% ../nbs/19_plots.ipynb #a148a019
+# %% ../nbs/19_plots.ipynb #e8223f30
 def compute_curves(
     trainings: pd.DataFrame,  # name, role (ours, rival or other), rmse, and a column for each measure of compute: a row a training
     measures: dict[str, str],  # column: its label
@@ -219,10 +219,10 @@ def compute_curves(
     for ax, (column, label) in zip(axes[0], measures.items()):
         means = trainings.groupby(["name", "role", column], sort=False).rmse.mean().reset_index()
         ax.step(*_frontier(means, column), where="post", color="0.75", linewidth=4, alpha=0.6, zorder=0)
-        for colour, (name, own) in zip(cycle(_COLOURS), trainings.groupby("name", sort=False)):
+        for colour, marker, (name, own) in zip(cycle(_COLOURS), cycle("osD^vP*X"), trainings.groupby("name", sort=False)):
             mean = means[means.name == name].sort_values(column)
-            ax.plot(mean[column], mean.rmse, color=colour, label=name, **_ROLES[own.role.iloc[0]])
-            ax.plot(own[column], own.rmse, "o", color=colour, markersize=3, alpha=0.7)
+            ax.plot(mean[column], mean.rmse, color=colour, marker=marker, markersize=4, label=name, **_ROLES[own.role.iloc[0]])
+            ax.plot(own[column], own.rmse, marker, color=colour, markersize=3, alpha=0.6)
         ax.set(xlabel=label, xscale="log")
         _log_ticks(ax.xaxis)
     axes[0, 0].set_ylabel("RMSE")
