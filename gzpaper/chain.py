@@ -180,13 +180,13 @@ def _used_definitions(
             waiting += uses
     return definitions
 
-# %% ../nbs/22_chain.ipynb #9fd5fbf1
+# %% ../nbs/22_chain.ipynb #01c48415
 def _data_fingerprint(parameters: dict) -> str:
     "What changes when the data do, found without decoding any."
     if not parameters["data"]:
         return code_digest(*MOCK_MODULES)
     folder = KaggleFolder(data_folder(parameters))
-    files = [folder.labels_path, *folder.path.glob("central_pixel_benchmark.zip")]
+    files = [folder.labels_path, *folder.path.glob("central_pixel_benchmark.zip"), *sorted(folder.path.glob("unselected_*.csv"))]
     tests = [p.name + Images(p).fingerprint for p in sorted(folder.path.glob("images_test_rev1*")) if not p.is_dir() or any(p.iterdir())]
     return " ".join([folder.images().fingerprint, *map(file_digest, files), *tests])
 
