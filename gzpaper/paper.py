@@ -184,8 +184,8 @@ class _Results:
     def provenance(self, caption: str) -> dict:
         "Where a figure or a table comes from."
         shown = {k: v for k, v in self.parameters.items() if k != "data"}
-        return {"caption": caption, "notebook": self.name, "profile": self.parameters["profile"], "mock": self.is_mock,
-                "seed": self.parameters["seed"], "runs": self.keys, "studies": self.studies, "galaxies": self.digest,
+        return {"caption": caption, "caveat": self.caveat, "notebook": self.name, "profile": self.parameters["profile"],
+                "mock": self.is_mock, "seed": self.parameters["seed"], "runs": self.keys, "studies": self.studies, "galaxies": self.digest,
                 "test_part": self.test_part, "notebook_digest": notebook_digest(self.name), "git_commit": _git_commit(),
                 "parameters": shown, "versions": versions(), "device": device_name(pick_device()),
                 "wall_time_s": round(time.perf_counter() - self.start, 1)}
@@ -242,7 +242,7 @@ def _keep_table(
     with atomic(path.with_suffix(".csv")) as partial:
         table.to_csv(partial, index=False, float_format="%.6g")
     with atomic(path.with_suffix(".tex")) as partial:
-        partial.write_text(_latex(table, name, caption))
+        partial.write_text(_latex(table, name, f"{caption} {results.caveat}".strip()))
     _keep_json(path.with_suffix(".json"), results.provenance(caption))
     return table
 
