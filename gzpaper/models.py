@@ -122,7 +122,7 @@ def model_parameters(
     known = {p.name: p.default for p in inspect.signature(MODELS[name]).parameters.values() if p.name != "size"}
     for unknown in typed("model_parameters", given, {}).keys() - known.keys():
         raise InputError(f"model {name} has no parameter '{unknown}': choose from {', '.join(known)}")
-    filled = known | {parameter: typed(parameter, value, known[parameter]) for parameter, value in given.items()}
+    filled = known | {key: type(known[key])(typed(key, value, known[key])) for key, value in given.items()}
     if "head" in filled and filled["head"] not in HEADS:
         raise InputError(f"there is no head '{filled['head']}': choose one of {', '.join(HEADS)}")
     _check_limits(filled)
