@@ -193,9 +193,8 @@ def training_curves(
     ax = _axes(ax)
     ax.plot(history.epoch, history.train_rmse, label="training, augmented")
     ax.plot(history.epoch, history.validation_rmse, label="validation, averaged weights")
-    low = min(history.train_rmse.min(), history.validation_rmse.min())
-    high = max(history.train_rmse.iloc[: max(2, len(history) // 10)].min(), history.validation_rmse.iloc[-1])
-    ax.set(xlabel="epoch", ylabel="RMSE", ylim=(0.95 * low, 1.1 * high))
+    ax.set(xlabel="epoch", ylabel="RMSE", yscale="log")
+    _log_ticks(ax.yaxis, range(1, 10))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     return ax
@@ -279,8 +278,8 @@ def search_history(
         ax.plot(some.number, some.rmse, "o", markersize=4, color=_BLUE, markerfacecolor=fill, markeredgewidth=0.7, label=label)
     best = trials[trials.complete]
     ax.step(best.number, best.rmse.cummin(), where="post", color=_ORANGE, label="best so far")
-    ax.set(xlabel="trial", ylabel="validation RMSE, one view")
-    ax.set_ylim(top=min(trials.rmse.max(), 1.5 * trials.rmse.min()) * 1.02)
+    ax.set(xlabel="trial", ylabel="validation RMSE, one view", yscale="log")
+    _log_ticks(ax.yaxis, range(1, 10))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     return ax
@@ -299,8 +298,8 @@ def trial_curves(
         else:
             ax.plot(curve.step, curve.rmse, color="0.75", linewidth=0.5, zorder=1)
             ax.plot(curve.step.iloc[-1], curve.rmse.iloc[-1], "o", color="0.75", markersize=2)
-    ends = curves.groupby("number").rmse.last()
-    ax.set(xlabel="epoch", ylabel="validation RMSE, one view", ylim=(0.95 * curves.rmse.min(), 1.05 * ends.quantile(0.95)))
+    ax.set(xlabel="epoch", ylabel="validation RMSE, one view", yscale="log")
+    _log_ticks(ax.yaxis, range(1, 10))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
