@@ -151,20 +151,20 @@ def _confusion_table(
             for q in QUESTIONS for (i, j), n in np.ndenumerate(confusion(predicted, true, q))]
     return pd.DataFrame(rows, columns=["question", "name", "volunteers", "network", "n"])
 
-# %% ../nbs/18_evaluate.ipynb #abb6b879
+# %% ../nbs/18_evaluate.ipynb #ff560bff
 def _binned(predicted: np.ndarray, observed: np.ndarray, bins: int) -> pd.DataFrame:  # low, n, predicted, observed, error
     "One answer's shares [N], in equal bins of the predicted one."
-    pairs = pd.DataFrame({"predicted": predicted, "observed": observed})
+    pairs = pd.DataFrame({"predicted": predicted, "observed": observed, "residual": observed - predicted})
     low = (pairs.predicted * bins).astype(int).clip(upper=bins - 1) / bins
-    means = {"predicted": ("predicted", "mean"), "observed": ("observed", "mean"), "error": ("observed", "sem")}
+    means = {"predicted": ("predicted", "mean"), "observed": ("observed", "mean"), "error": ("residual", "sem")}
     return pairs.groupby(low.rename("low")).agg(n=("predicted", "size"), **means).reset_index()
 
-# %% ../nbs/18_evaluate.ipynb #89bc2b56
+# %% ../nbs/18_evaluate.ipynb #c7d05b83
 def calibration_bins(
     predicted: np.ndarray,  # [N, 37]
     true: np.ndarray,  # [N, 37]
     bins: int = 10,  # equal ones from 0 to 1
-) -> pd.DataFrame:  # question, name, answer, low (edge of the bin), n, predicted, observed (means), error (standard, of observed)
+) -> pd.DataFrame:  # question, name, answer, low (edge of the bin), n, predicted, observed (means), error (standard, of their difference)
     "Predicted against observed conditional fractions, where at least half of the volunteers were asked."
     p, t, counts, tables = to_conditional(predicted), to_conditional(true), _counting(true), []
     for i, question in enumerate(QUESTIONS):
@@ -229,19 +229,18 @@ def leading_path(
             path[question.name] = question.answers[best], float(shares[question.start + best])
     return path
 
-# %% ../nbs/18_evaluate.ipynb #1c941975
+# %% ../nbs/18_evaluate.ipynb #4c38bd27
 def compare_paths(
     true: np.ndarray,  # [37] labels of one galaxy
     predicted: np.ndarray,  # [37]
-) -> pd.DataFrame:  # question (its number), volunteers and network (answer and its share), agree: a row a question
-    "The volunteers' way of a galaxy down the tree, and the network's."
-    paths, rows = [leading_path(true), leading_path(predicted)], []
-    for name in {**paths[0], **paths[1]}:
-        (theirs, much), (ours, little) = (path.get(name, ("not asked", math.nan)) for path in paths)
-        told = [answer if math.isnan(share) else f"{answer.removesuffix(' or disk')} {share:.2f}"
-                for answer, share in ((theirs, much), (ours, little))]
-        rows.append((next(q.number for q in QUESTIONS if q.name == name), *told, theirs == ours))
-    return pd.DataFrame(rows, columns=["question", "volunteers", "network", "agree"])
+) -> pd.DataFrame:  # question (its number), column (of the volunteers' leading answer), volunteers, network (that answer's shares)
+    "The volunteers' way of a galaxy down the tree, a row a question, and the shares that the network gives the same answers."
+    questions, shares, rows = {q.name: q for q in QUESTIONS}, to_conditional(predicted), []
+    for name, (answer, share) in leading_path(true).items():
+        question = questions[name]
+        place = question.answers.index(answer)
+        rows.append((question.number, question.columns[place], share, shares[question.start + place]))
+    return pd.DataFrame(rows, columns=["question", "column", "volunteers", "network"])
 
 # %% ../nbs/18_evaluate.ipynb #01592c57
 def _overall(rmses: pd.DataFrame, worth: pd.DataFrame, calibration: pd.DataFrame) -> pd.DataFrame:  # name, value, low, high
