@@ -477,7 +477,7 @@ TRAIN_OPTIONS = {  # what is asked for, and what the message says
     "a fold too many": (["--folds", 3, "--fold", 4], ["fold 4 of 3", "out of range", "1 to the number of folds"]),
     "negative fold": (["--folds", 3, "--fold", -1], ["fold -1 of 3", "out of range"]),
     "a fold of none": (["--fold", 1], ["fold 1 of 0", "out of range"]),
-    "more folds than galaxies": (["--folds", 500], ["0 to validate on", "too few", "add galaxies"]),
+    "more folds than galaxies": (["--folds", 500], ["0 validation galaxies", "too few", "add galaxies"]),
     "negative test": (["--test", -3], ["-3 in test", "0 or more"]),
     "too few galaxies": (["--validation", 30, "--test", 30], ["40 galaxies are too few", "30", "lower these"]),
     "one left": (["--validation", 31, "--test", 8], ["1 to learn from", "too few", "add galaxies"]),
@@ -509,7 +509,7 @@ DEEP_OPTIONS = {  # what is asked of another network than vgg7, and what the mes
                                   ["FILE: 0.0.weight has shape [2, 3, 3, 3]", "vgg7 needs [3, 3, 3, 3]", "the same network"]),
     "pretrained, another depth": (["--model", "resnet50", "--pretrained", "FILE"], ["FILE has no weights conv1.weight", "not a resnet50"]),
     "teacher, not there": (["--width", 2, "--teacher", "nowhere.csv"], ["nowhere.csv", "does not exist"]),
-    "teacher, no table": (["--width", 2, "--teacher", "FILE"], ["FILE", "is no table in UTF-8"]),
+    "teacher, no table": (["--width", 2, "--teacher", "FILE"], ["FILE", "is not a table in UTF-8"]),
     "ImageNet": (["--width", 2, "--pretrained", "imagenet"], ["no ImageNet weights for vgg7", "choose one of vgg11"]),
 }
 
@@ -612,7 +612,7 @@ def test_no_torch_compile(error, mock_folder, tmp_path, monkeypatch, cli):
     done = cli("train", mock_folder, "--out", tmp_path / "run", *TINY, "--compile")
     assert done.code == 0
     [line] = [line for line in done.lines if "torch.compile" in line]
-    assert_says(line, (str(error) or "RuntimeError").splitlines()[0], "training goes on without it")
+    assert_says(line, (str(error) or "RuntimeError").splitlines()[0], "training without it")
     assert "CXX" not in done.err
     assert cli("train", mock_folder, "--out", tmp_path / "plain", *TINY).code == 0
     assert (tmp_path / "run/weights.safetensors").read_bytes() == (tmp_path / "plain/weights.safetensors").read_bytes()

@@ -153,7 +153,7 @@ def test_quick_parts_of_another_precision_do_not_mix(mock_folder, members, tmp_p
 
 @pytest.mark.parametrize("own", [{"rotations": 4}, {"flip": False}, {"scales": (1.0, 1.1)}])
 def test_fast_has_views_of_its_own(own, members):
-    with pytest.raises(InputError, match="--fast has views of its own: leave out --rotations"):
+    with pytest.raises(InputError, match="--fast sets the views: leave out --rotations"):
         Ensemble(members, fast=True, **own)
 
 
