@@ -734,8 +734,8 @@ def list_sample(mock_folder: Path, repository: Path, **values) -> pd.DataFrame:
 
 
 SAMPLES = {  # what is wrong in the list, and what the message says
-    "pixels": ({"pixels": "0123456789ab"}, ["other pixels", "fetch it again", "ID"]),
-    "labels": ({"labels": "0123456789ab"}, ["other labels", LABELS, "it needs"]),
+    "pixels": ({"pixels": "0123456789ab"}, ["does not have the pixels", "fetch it again", "ID"]),
+    "labels": ({"labels": "0123456789ab"}, ["does not have the labels", LABELS, "use the challenge"]),
     "galaxy": ({"GalaxyID": 17}, ["no image of GalaxyID 17", "add the images"]),
 }
 

@@ -582,7 +582,7 @@ def test_training_on_all_galaxies(mock_folder, scores, tmp_path, cli):
     [file] = release([tmp_path / "run/weights.safetensors"], scores, tmp_path / "released")
     lie = header | {"spec": header["spec"] | {"model_parameters": header["spec"]["model_parameters"] | {"head": "tree_softmax"}}}
     save_file(load_file(file), tmp_path / "lie.safetensors", metadata={"gzpaper": json.dumps(lie)})  # the shapes are the same
-    with pytest.raises(InputError, match="lie.safetensors: the header's spec is not that of the training"):
+    with pytest.raises(InputError, match="lie.safetensors: the header's spec is not the spec of the training"):
         load_weights(tmp_path / "lie.safetensors")
     assert f"{N} galaxies" in file.with_suffix(".md").read_text()
     assert cli("train", mock_folder, "--out", tmp_path / "run", *options).code == 0

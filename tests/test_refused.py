@@ -79,7 +79,7 @@ WEIGHTS = {  # how a file is made from good weights, and what the message says a
     "a negative variance": (lambda f, w: changed(f, w, {VARIANCE: lambda v: v[:1].fill_(-1e-3)}), [VARIANCE, "variances below 0"]),
     "overflow": (lambda f, w: changed(f, w, {"features.0.1.weight": lambda v: v.fill_(3e38), FIRST: lambda v: v.fill_(3e38),
                                              "features.1.0.weight": lambda v: v.mul_(torch.tensor([1.0, -1.0])[:, None, None])}),
-                 ["predicts is no number", "train it again"]),
+                 ["predictions are not finite", "train it again"]),
     "whole numbers": (lambda f, w: changed(f, w, dtype=torch.int32), ["torch.int32", "train it again"]),
     "a tensor too many": (lambda f, w: save_file(load_file(w) | {"other": torch.zeros(1)}, f,
                                                  metadata={"gzpaper": json.dumps(read_header(w))}), ["'other'", "does not fit"]),
@@ -183,7 +183,7 @@ def test_a_teacher_is_checked_before_galaxies_are_decoded(mock_folder, tmp_path,
     labels = read_labels_of(mock_folder)
     labels.iloc[:20].to_csv(tmp_path / "few.csv", index=False)
     result = cli("train", mock_folder, "--out", tmp_path / "run", *TINY, "--teacher", tmp_path / "few.csv")
-    result.refused("a teacher must know all galaxies", "no prediction for GalaxyID")
+    result.refused("a teacher must have predictions for all training galaxies", "no prediction for GalaxyID")
     assert not (tmp_path / "run").exists()
     labels.to_csv(tmp_path / "all.csv", index=False)
     assert cli("train", mock_folder, "--out", tmp_path / "run", *TINY, "--teacher", tmp_path / "all.csv").code == 0
@@ -203,7 +203,7 @@ def test_a_zip_of_tensors_does_not_unfold(tmp_path):
     with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
         for entry in good.infolist():
             bomb.writestr(entry.filename, bytes(2**26) if entry.filename.endswith("data/0") else good.read(entry))
-    assert_says(refusal(load_features, vgg7(width=4), "vgg7", tmp_path / "bomb.pth"), "bomb.pth", "would unfold to 64 MiB")
+    assert_says(refusal(load_features, vgg7(width=4), "vgg7", tmp_path / "bomb.pth"), "bomb.pth", "would unpack to 64 MiB")
 
 
 # Parameters
