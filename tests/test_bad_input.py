@@ -251,7 +251,7 @@ WEIGHTS_DAMAGE = {  # how a file of weights is made from a good one, and what th
     "other shapes": (lambda f, w: tampered_header(f, w, spec=Spec(model_parameters={"width": 3}, size=32).to_dict()),
                      ["does not fit the model it names, vgg7", "fetch it or train it again"]),
     "another input": (lambda f, w: tampered_header(f, w, input=read_header(w)["input"] | {"side": 64}),
-                      ["32 px from 64", "not that of its spec", "fetch it or train it again"]),
+                      ["32 px from 64", "contradicts its spec", "fetch it or train it again"]),
     "no colours": (lambda f, w: tampered_header(f, w, input=read_header(w)["input"] | {"std": [0, 0, 0]}),
                    ["std [0, 0, 0]", "not of three colours", "fetch it or train it again"]),
     "unknown model": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model": "vgg99"}), ["vgg99", "choose"]),

@@ -46,7 +46,7 @@ def test_a_subset_is_a_sample_of_all_ids(tmp_path):
 def test_a_subset_is_smaller_than_all(n, tmp_path):
     with pytest.raises(InputError) as refusal:
         split_rows(Spec(subset=n), toy_galaxies(tmp_path, train=60, validation=20))
-    assert_says(str(refusal.value), f"subset is {n}", "60 to learn from", "0, which is all")
+    assert_says(str(refusal.value), f"subset is {n}", "60 training galaxies", "0, which means all")
 
 
 def test_a_subset_is_not_negative():

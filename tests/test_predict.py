@@ -135,7 +135,7 @@ def test_a_quick_table_and_another_do_not_mix(mock_folder, members, tmp_path, pa
     for first, other in (((), ("--fast",)), (("--fast",), ())):
         command = "predict", mock_folder / IMAGES, "--weights", members[0], "--out", tmp_path / f"{len(first)}.csv", "--device", "cpu"
         assert cli(*command, *first, "--shard", "1/2").code == 0
-        cli(*command, *other, "--shard", "2/2").refused("parts that were predicted with other weights or views (--fast has its own)")
+        cli(*command, *other, "--shard", "2/2").refused("parts that were predicted with other weights or views (also by --fast)")
         assert cli(*command, *first, "--shard", "2/2").code == 0
     table, quick = table_of(tmp_path, "0.csv"), table_of(tmp_path, "1.csv")
     assert 0 < np.abs(table - quick)[COLUMNS].to_numpy().max() < 0.5
@@ -215,7 +215,7 @@ def test_a_part_of_another_program_is_refused(told, mock_folder, members, tmp_pa
     save_file({"values": values}, folder / "000000.safetensors",
               metadata={"gzpaper": json.dumps(about) if told in ("bad", "shape", "dtype") else told})
     before = (folder / "000000.safetensors").read_bytes()
-    with pytest.raises(InputError, match="000000.safetensors is no part of a prediction: move it away"):
+    with pytest.raises(InputError, match="000000.safetensors is not part of a prediction: move it away"):
         predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW)
     assert (folder / "000000.safetensors").read_bytes() == before
 
@@ -594,13 +594,13 @@ def test_training_on_all_galaxies(mock_folder, scores, tmp_path, cli):
 # Submissions
 
 SUBMISSION_DAMAGE = {
-    "a galaxy less": (lambda t: t[1:], ["lacks GalaxyID 100", "(1 such)"]),
+    "a galaxy less": (lambda t: t[1:], ["lacks GalaxyID 100", "(1 in all)"]),
     "a galaxy more": (lambda t: pd.concat([t, t[:1].assign(GalaxyID=99)]), ["should not have GalaxyID 99"]),
     "a galaxy twice": (lambda t: pd.concat([t, t[:1]]), ["GalaxyID 100 more than once"]),
     "another order": (lambda t: t[["GalaxyID", *COLUMNS[1:], COLUMNS[0]]], ["has column Class1.2 where", "has Class1.1", "same order"]),
     "IDs last": (lambda t: t[[*COLUMNS, "GalaxyID"]], ["has column Class1.1 where", "has GalaxyID"]),
     "an index": (lambda t: t.reset_index(), ["has column index where", "has GalaxyID"]),
-    "a column more": (lambda t: t.assign(note=1), ["column note too many"]),
+    "a column more": (lambda t: t.assign(note=1), ["extra column note"]),
     "a column less": (lambda t: t.drop(columns="Class7.2"), ["no column Class7.2"]),
     "a hole": (lambda t: t.mask(t == t.iloc[2, 5]), ["GalaxyID 102", "is empty"]),
     "too high": (lambda t: t.assign(**{"Class5.1": 1.01}), ["GalaxyID 100", "Class5.1 is 1.01", "0 to 1"]),
