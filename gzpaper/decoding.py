@@ -119,7 +119,7 @@ def _decode_picture(
     if image.mode != "RGB":
         raise InputError(f"{name} has the colours {image.mode}, not RGB: convert it")
     if kind == "PNG" and data[_PNG_BITS] == 16:
-        raise InputError(f"{name} has 16 bits a colour, not 8: divide by what is white and convert it")
+        raise InputError(f"{name} has 16 bits a colour, not 8: scale white to 255 and convert it")
     rows, columns = _middle(image.height, image.width, name)
     _note_width(image.height, image.width, name)
     with _damage_is_bad_input(name):
@@ -140,7 +140,7 @@ def _stretch(bands: list[np.ndarray], name: str) -> np.ndarray:
     rows, columns = _middle(*bands[0].shape, name)
     g, r, i = (weight * np.asarray(band[rows, columns][::-1], np.float64) for weight, band in zip(_BAND_WEIGHTS, bands))
     if not np.isfinite([g, r, i]).all():
-        raise InputError(f"{name} has pixels that are no number in its central {CROP} px: fill them, with 0 for the sky")
+        raise InputError(f"{name} has pixels that are not finite in its central {CROP} px: fill them, with 0 for the sky")
     for letter, band in zip("gri", (g, r, i)):
         if band.min() == band.max():
             raise InputError(f"{name} has nothing in band {letter}, where all pixels are alike: fetch it again, or remove it")

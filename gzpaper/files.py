@@ -314,7 +314,7 @@ def find_or_make(
             make()
             kept = find()
     if kept is None:
-        raise InputError(f"{path} was made, but is not what it was made for: has what it is made from changed meanwhile? Try again")
+        raise InputError(f"{path} was made, but is not valid: its inputs may have changed meanwhile. Try again")
     return kept
 
 # %% ../nbs/01_files.ipynb #e6e3a00d
@@ -373,7 +373,7 @@ _LARGEST_YAML = 2**18  # bytes
 def _yaml_text(path: str | Path) -> bytes:
     "The contents of a YAML file."
     if not Path(path).is_file():
-        raise InputError(f"{path} cannot be read: it is not there, or no file. Name a file of `name: value`")
+        raise InputError(f"{path} cannot be read: it is missing, or not a file. Name a file of `name: value`")
     if Path(path).stat().st_size > _LARGEST_YAML:
         raise InputError(f"{path} has more than {_LARGEST_YAML // 2**10} KiB: name a file of `name: value`, which is smaller")
     return Path(path).read_bytes()
@@ -390,7 +390,7 @@ def read_yaml(
     except InputError:
         raise
     except Exception as error:  # PyYAML can raise anything for invalid dates and numbers, or for too many brackets
-        said = str(error) if isinstance(error, (OSError, yaml.YAMLError)) else f"a value in it is none of YAML's, {type(error).__name__}"
+        said = str(error) if isinstance(error, (OSError, yaml.YAMLError)) else f"it has an invalid value, {type(error).__name__}"
         raise InputError(f"{path} cannot be read: correct it ({' '.join(said.split())})") from None
     if values is not None and not (isinstance(values, dict) and all(isinstance(name, str) for name in values)):
         raise InputError(f"{path} is not a list of `name: value`: correct it")

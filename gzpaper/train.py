@@ -440,7 +440,7 @@ def _pixels(spec: Spec, galaxies: Galaxies, device: torch.device) -> PixelStore 
     "The pixel store: on the GPU if it fits into a third of the free memory."
     store, side = galaxies.store, store_side(spec.size, spec.field)
     if store.side != side:
-        raise InputError(f"the store is {store.side} px wide, but size {spec.size} and field {spec.field} need {side}: build it anew")
+        raise InputError(f"the store is {store.side} px wide, but size {spec.size} and field {spec.field} need {side}: build it again")
     has_room = device.type == "cuda" and 3 * len(store) * side**2 * 3 < torch.cuda.mem_get_info(device)[0]
     return DeviceStore(store, device) if has_room else store
 

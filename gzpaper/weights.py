@@ -196,19 +196,18 @@ def released() -> list[Path]:
 # %% ../nbs/11_weights.ipynb #4edee240
 _CARD = """# {model}: Galaxy Zoo 2 vote fractions from an image
 
-A network of gzpaper {version}. `gzpaper predict FOLDER` uses it together with the others in this folder; all count the same.
+A network of gzpaper {version}. `gzpaper predict FOLDER` uses it together with the other networks in this folder, with equal weights.
 
 ## What it was trained on
 
-{galaxies}. None was held out. Training: {epochs} epochs, batches of {batch_size}, \
+{galaxies}. No galaxy was held out. Training: {epochs} epochs, batches of {batch_size}, \
 peak learning rate {learning_rate:.3g}, seed {seed}, in {precision}.{origin} It sees {size} x {size} px that span the \
 central {field:g} px of a 424 px stamp; {network}. The file's header has every parameter.
 
 ## Scores
 
-This network has seen every galaxy that it could be scored on, so it has no score of its own: one on galaxies of its training would be \
-too good. These scores are those of twins: networks of the same architecture, trained with the same settings on fewer galaxies, and \
-judged on others.
+This network was trained on all galaxies, so it has no score of its own: a score on its training galaxies would be too good. These are \
+the scores of twins: networks of the same architecture, trained with the same settings on fewer galaxies, and scored on others.
 
 | | |
 | --- | --- |
@@ -216,21 +215,22 @@ judged on others.
 
 ## Selection bias
 
-{bias} All are bright SDSS galaxies, as volunteers saw them in colour composites of g, r and i. What volunteers said is not what galaxies \
-are: faint, small or distant galaxies look smooth to them, and to the network.
+{bias} All are bright SDSS galaxies, as volunteers saw them in colour composites of g, r and i. Votes are not true morphologies: \
+faint, small or distant galaxies look smooth to the volunteers, and to the network.
 
 ## Limits
 
-- Images must be cut like the challenge's: 0.02 Petrosian R90 a pixel, centred, in SDSS's colours. At another scale the answers drift \
+- Images must be cut like the challenge's: 0.02 Petrosian R90 a pixel, centred, in SDSS's colours. At another scale the predictions drift \
 without a warning.
 - Fractions are expected votes, not probabilities of being right. The spread over views and networks leaves out the volunteers' noise.
-- Answers to questions that few would be asked mean little: cut on the asked fraction first.
-- Rare answers, such as lenses and dust lanes, have been seen too seldom for the network to be trusted on them.
+- Answers mean little if only few volunteers would be asked: cut on the asked fraction first.
+- Predictions of rare answers, such as lenses and dust lanes, are unreliable, because the training galaxies have too few of them.
 
 ## Intended use
 
-First morphologies of resolved SDSS-like galaxies: to select candidates, and for statistics of large samples, with a check by eye on your \
-own images. Not for single objects without a look, nor for other surveys, redshifts or wavelengths without a test on labelled galaxies.
+First morphologies of resolved SDSS-like galaxies: to select candidates, and for statistics of large samples, with a visual check on your \
+own images. Not for single objects without a visual check, nor for other surveys, redshifts or wavelengths without a test on labelled \
+galaxies.
 """
 
 # %% ../nbs/11_weights.ipynb #162d30dd
@@ -243,8 +243,8 @@ def _told_parameters(parameters: dict) -> str:
 def _told_origin(about: dict) -> str:
     "The pretrained features and the teacher of a network, if it had any."
     begun, taught = about.get("begun_as"), about["spec"].get("teacher")
-    origin = f" It began with the features of a network that had been trained for {begun['epochs']} epochs." if begun else ""
-    return origin + " What it learned is the mean of each label and a teacher's prediction." * bool(taught)
+    origin = f" It started from the features of a network trained for {begun['epochs']} epochs." if begun else ""
+    return origin + " Its targets were the means of the labels and a teacher's predictions." * bool(taught)
 
 # %% ../nbs/11_weights.ipynb #ea002bea
 def _model_card(

@@ -660,7 +660,7 @@ CALLS = {  # what no command offers, and what the message says
     "augmentation": (lambda m, t: Spec.from_dict({"augment": {"twist": 1}}), ["augment.twist", "choose"]),
     "optimiser": (partial(train, optimiser="lion"), ["lion", "adamw", "choose"]),
     "schedule": (partial(train, schedule="step"), ["step", "one_cycle", "choose"]),
-    "store of another scale": (partial(train, size=64), ["35", "70", "build it anew"]),
+    "store of another scale": (partial(train, size=64), ["35", "70", "build it again"]),
     "few central colours": (colours_of_three, ["3 training galaxies", "6 groups", "add"]),
 }
 

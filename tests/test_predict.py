@@ -520,7 +520,7 @@ def test_a_card_tells_how_a_network_has_learned():
     about = read_header(released()[0])
     taught = about | {"begun_as": about["spec"] | {"epochs": 77}, "spec": about["spec"] | {"teacher": "a name"}}
     plain = about | {"begun_as": None, "spec": about["spec"] | {"teacher": ""}}
-    words = "trained for 77 epochs", "mean of each label and a teacher's prediction"
+    words = "trained for 77 epochs", "means of the labels and a teacher's predictions"
     assert all(w in weights._model_card(taught, {}) and w not in weights._model_card(plain, {}) for w in words)
 
 

@@ -333,7 +333,7 @@ def test_a_large_or_strange_file_of_yaml_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     assert_says(refusal(read_yaml, tmp_path / "large.yaml"), "large.yaml", "more than 256 KiB")
     for path in (tmp_path / "pipe.yaml", Path("/dev/zero"), tmp_path, tmp_path / "none.yaml"):
-        assert_says(refusal(read_yaml, path), path, "not there, or no file")
+        assert_says(refusal(read_yaml, path), path, "missing, or not a file")
 
 
 def zipped(path: Path, name: str, size: int, method: int = zipfile.ZIP_DEFLATED, said: int | None = None) -> Path:
