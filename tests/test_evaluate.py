@@ -236,8 +236,8 @@ def with_value(table: pd.DataFrame, value: float) -> pd.DataFrame:
 
 
 WRONG = {  # what is done to a predictions table, and what the message says beside its name; ID stands for the sixth GalaxyID
-    "missing": (lambda t: t.drop(5), ["ID", LABELS, "1 such", "predict", "--subset"]),
-    "extra": (lambda t: pd.concat([t, t[:2].assign(GalaxyID=[1, 2])]), ["GalaxyID 1 ", "2 such", "remove", "--subset"]),
+    "missing": (lambda t: t.drop(5), ["ID", LABELS, "1 missing", "predict", "--subset"]),
+    "extra": (lambda t: pd.concat([t, t[:2].assign(GalaxyID=[1, 2])]), ["GalaxyID 1,", "2 in all", "remove", "--subset"]),
     "duplicate": (lambda t: pd.concat([t, t[5:6]]), ["ID", "more than once", "remove"]),
     "none in common": (lambda t: t.assign(GalaxyID=t.GalaxyID + 1_000_000), ["no GalaxyID in common", "name the labels"]),
     "swapped columns": (lambda t: t[["GalaxyID", "Class1.2", "Class1.1", *COLUMNS[2:]]], ["column 2 is Class1.2, not Class1.1", "order"]),

@@ -198,4 +198,4 @@ def test_report_command(cli, tmp_path, monkeypatch):
 
 def test_check_without_the_galaxies_makes_the_report(tmp_path, monkeypatch, cli):
     done = cli("reproduce", "--check", "--data", tmp_path / "nowhere")
-    assert done.code == 0 and "nothing was drawn again" in done.out, done
+    assert done.code == 0 and "nothing was reproduced" in done.out, done
