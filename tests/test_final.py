@@ -238,7 +238,7 @@ def test_no_other_section_can_open_it(section):
     other = section("01_dataset")
     with pytest.raises(InputError) as refusal:
         paper.open_test(other, other.galaxies(16, 212.0))
-    assert_says(str(refusal.value), "01_dataset", "09_final alone")
+    assert_says(str(refusal.value), "01_dataset", "only 09_final")
     assert other.test_part == "sealed"
 
 

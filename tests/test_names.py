@@ -281,7 +281,7 @@ def test_backslashes(zipped, predict, tmp_path):
             archive.writestr("images\\", b"")
         folder = tmp_path / "images.zip"
     done = predict(folder)
-    assert done.code == 0 and "left out" not in done.err
+    assert done.code == 0 and "skipped in" not in done.err
     assert read_table(tmp_path / "p.csv").GalaxyID.tolist() == [100008, 100023]
 
 
@@ -413,7 +413,7 @@ def test_what_is_left_out_is_counted(zipped, predict, tmp_path):
         images = Path(shutil.make_archive(tmp_path / "images", "zip", tmp_path, "images"))
     done = predict(images)
     assert done.code == 0, done.err
-    [line] = [line for line in done.lines if "left out" in line]
+    [line] = [line for line in done.lines if "skipped in" in line]
     assert_says(line, images, "4 files", "such as")
 
 
@@ -421,7 +421,7 @@ def test_what_is_left_out_of_a_training(damaged, cli):
     stamp(damaged / IMAGES / "17.png")
     for command in (["data", "check", damaged], ["train", damaged, "--out", damaged.parent / "run", *TINY]):
         done = cli(*command)
-        assert done.code == 0 and [line for line in done.lines if "left out" in line and "17.png" in line and "1 file," in line], done.err
+        assert done.code == 0 and [line for line in done.lines if "skipped in" in line and "17.png" in line and "1 file," in line], done.err
 
 
 OUTPUTS = {  # --out and --catalogue that would meet, and what the message says

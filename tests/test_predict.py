@@ -413,7 +413,7 @@ FITS_DAMAGE = {
     "four planes": ([np.zeros((4, 300, 300))], ["[4, 300, 300]", "three bands"]),
     "two sizes": ([np.zeros((300, 300)), np.zeros((300, 300)), np.zeros((200, 200))], ["[200, 200]", "one size"]),
     "small": ([np.zeros((3, 231, 300))], ["300x231 px, smaller than the 232 px"]),
-    "a hole": ([np.full((3, 300, 300), np.nan)], ["no number", "fill them"]),
+    "a hole": ([np.full((3, 300, 300), np.nan)], ["not finite", "fill them"]),
 }
 
 
