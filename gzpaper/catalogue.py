@@ -369,6 +369,14 @@ def _check_beside(out: str | Path):
         raise InputError(f"{parts} is a file, where a folder is needed: move it away, or name another --out")
     _check_bad(out)
 
+# %% ../nbs/24_catalogue.ipynb #0d55bb90
+def read_shard(text: str) -> tuple[int, int]:
+    "A share such as 2/8. Raises `InputError` for another text."
+    which, _, many = text.partition("/")
+    if not (which.isdecimal() and many.isdecimal()):
+        raise InputError(f"shard is '{text}': it takes i/n, such as 2/8")
+    return int(which), int(many)
+
 # %% ../nbs/24_catalogue.ipynb #c83ae680
 def _check_request(out: str | Path, catalogue_out: str | Path | None, shard: tuple[int, int]):
     "Make sure that the tables can be written. Raises `InputError` if not, and for a share out of range."
