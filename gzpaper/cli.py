@@ -37,7 +37,7 @@ def main():
     "The `gzpaper` command."
     goes_on = sys.argv[1:2] and sys.argv[1] in _GO_ON and not {"status", "--check", "--force", "--only"} & {*sys.argv}
     try:
-        with stoppable("; the same command goes on from here" if goes_on else ""):
+        with stoppable("; the same command resumes from here" if goes_on else ""):
             _app()
     except InputError as error:
         print(f"gzpaper: {error}", file=sys.stderr)
@@ -110,7 +110,7 @@ def _data_get(out: Annotated[Path, typer.Argument(help="the folder for the files
 
 # %% ../nbs/25_cli.ipynb #cabf144b
 _Labelled = Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")]
-_RunFolder = Annotated[Path, typer.Option(help="the folder of the run; the same command goes on with an unfinished one")]
+_RunFolder = Annotated[Path, typer.Option(help="the folder of the run; the same command resumes an unfinished one")]
 _Validation = Annotated[int, typer.Option(help="galaxies in the validation part; with --folds there is none")]
 _Test = Annotated[int, typer.Option(help="galaxies in the test part, which is not used")]
 _ParamsFile = Annotated[Path | None, typer.Option(help="a file of parameters, as `gzpaper tune` writes; options go before it")]
@@ -258,7 +258,7 @@ def _train(
 # %% ../nbs/25_cli.ipynb #2ff49943
 @_app.command("pretrain")
 def _pretrain(
-    out: Annotated[Path, typer.Argument(help="the folder to write; the same command goes on with an unfinished one")],
+    out: Annotated[Path, typer.Argument(help="the folder to write; the same command resumes an unfinished one")],
     n_galaxies: Annotated[int, typer.Option("--galaxies", help="mock galaxies to draw")] = 20_000,
     model: Annotated[str, typer.Option(help="a network, such as resnet50")] = "resnet50",
     size: _Size = 64,
@@ -286,13 +286,13 @@ def _pretrain(
 # %% ../nbs/25_cli.ipynb #67942a32
 _Images = Annotated[Path, typer.Argument(help="a folder or a zip of JPEG, PNG or FITS images")]
 _Weights = Annotated[list[Path] | None, typer.Option(help="a file of weights; several are averaged; the released ones")]
-_Table = Annotated[Path, typer.Option(help="the table to write, .csv or .parquet; the same command goes on")]
+_Table = Annotated[Path, typer.Option(help="the table to write, .csv or .parquet; the same command resumes it")]
 _Catalogue = Annotated[Path | None, typer.Option(help="a catalogue to write too, .csv, .parquet or .fits")]
 _Shard = Annotated[str, typer.Option(help="i/n: the i-th of n shares, by as many processes that write to the same place")]
 _Rotations = Annotated[int, typer.Option(help="views of each galaxy, at equally spaced angles")]
 _Flip = Annotated[bool | None, typer.Option(help="each view also mirrored, or none; every second one")]
 _Scale = Annotated[list[float], typer.Option(help="magnification of the views; several: each view at each")]
-_SkipBad = Annotated[bool, typer.Option("--skip-bad", help="go on without images that cannot be used, and list them")]
+_SkipBad = Annotated[bool, typer.Option("--skip-bad", help="skip images that cannot be used, and list them")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="tables that are there already")]
 _Fast = Annotated[bool, typer.Option("--fast", help="two views alone, in bfloat16 where the device has it")]
 
