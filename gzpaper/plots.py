@@ -524,7 +524,7 @@ def _share_bars(ax: Axes, path: pd.DataFrame):
             ax.barh(place, [0.73, 0.73 * share], 0.07, color=["0.92", colour])
             ax.text(1, place, f"{share:.0%}", fontsize=6.5, va="center_baseline", ha="right")
 
-# %% ../nbs/19_plots.ipynb #0b29f919
+# %% ../nbs/19_plots.ipynb #5d27455a
 def path_panels(
     images: np.ndarray,  # [N, H, W, 3] uint8
     paths: list[pd.DataFrame],  # [N] answer, volunteers, network: a row an answer, with the two shares
@@ -539,7 +539,7 @@ def path_panels(
         ax.set(xlim=(0, 1), ylim=(low, 1), aspect="equal")
         ax.axis("off")
     marks = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in _VOTERS.values()]
-    fig.legend(marks, ["volunteers who say so", "predicted by the network"], loc="outside upper center", ncols=2, fontsize=9)
+    fig.legend(marks, ["volunteers", "network's prediction"], loc="outside upper left", ncols=2, fontsize=9)
     return axes[0, 0]
 
 # %% ../nbs/19_plots.ipynb #7a8bc902
