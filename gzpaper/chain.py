@@ -408,7 +408,7 @@ def _due(steps: list[Step], force: bool, only: str | None) -> list[Step]:
         raise InputError(f"there is no notebook '{only}' in the chain: choose one of {', '.join(s.name for s in steps)}")
     return [s for s in steps if (s.name == only if only else force or not s.fresh)]
 
-# %% ../nbs/22_chain.ipynb #0ffbdb1b
+# %% ../nbs/22_chain.ipynb #23977c3a
 def reproduce(
     profile: str,
     data: str | Path | None = None,  # a folder in Kaggle's layout to use in place of the profile's
@@ -427,6 +427,8 @@ def reproduce(
         _announce(parameters, steps, due, train, say)
         with environment(GZPAPER_TRAIN=str(int(train)), TQDM_MININTERVAL="1"):
             _make(due, out, say) if train else _make_apart(due, out, say)
+        for step in [s for s in steps if s.sums_up and due and s not in due]:
+            step.state.unlink(missing_ok=True)  # it sums up what has just changed
         say(f"{len(due)} of {len(steps)} notebooks executed. Figures, tables and numbers are in {out}")
         if not only:  # other results may be missing
             say(f"the report is {report(profile)}")

@@ -415,7 +415,7 @@ class Unselected:
         "The number of galaxies."
         return int(self.cells.sum())
 
-# %% ../nbs/04_data.ipynb #0b17c1b7
+# %% ../nbs/04_data.ipynb #0abf37b7
 def read_unselected(
     folder: Path,  # in Kaggle's layout
 ) -> Unselected | None:  # None if the folder has no histograms
@@ -426,9 +426,9 @@ def read_unselected(
     try:
         counts, table = pd.read_csv(marginals).set_index("column").loc[COLUMNS], pd.read_csv(joint)
         cells = np.zeros(math.prod(_JOINT.values()), int)
-        cells[np.ravel_multi_index(table[list(_JOINT)].to_numpy().T, tuple(_JOINT.values()))] = table.galaxies
+        cells[np.ravel_multi_index(table[list(_JOINT)].to_numpy().T, tuple(_JOINT.values()))] = table["galaxies"]
         return Unselected(counts.iloc[:, -_MARGINAL:].to_numpy(int), cells)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"{marginals} and {joint} are not histograms of labels: make the sample again") from None
 
 # %% ../nbs/04_data.ipynb #c7c7cb18

@@ -458,17 +458,19 @@ def confusion_grid(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/19_plots.ipynb #565fccbc
+# %% ../nbs/19_plots.ipynb #832a8cde
 def calibration_residuals(
-    bins: pd.DataFrame,  # answer, predicted, observed, error (standard, of their difference): a row a bin of one answer, of one question
+    bins: pd.DataFrame,  # answer, n, predicted, observed, error (standard, of their difference): a row a bin of one answer, of one question
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
     "Observed minus predicted vote fractions with 95% intervals, a line an answer; above zero the network predicts too little."
-    ax = _axes(ax, 1.8, 1.6)
+    from scipy.stats import t
+
+    ax, half = _axes(ax, 1.8, 1.6), t.ppf(0.975, bins.n - 1) * bins.error
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     for look, (answer, own) in zip(_looks(), bins.groupby("answer", sort=False)):
-        ax.errorbar(own.predicted, own.observed - own.predicted, yerr=1.96 * own.error, marker="o", **look, markersize=2, linewidth=0.8,
+        ax.errorbar(own.predicted, own.observed - own.predicted, yerr=half[own.index], marker="o", **look, markersize=2, linewidth=0.8,
                     elinewidth=0.6, label=answer)
     ax.set_title(title, fontsize=7)
     ax.set(xlim=(0, 1), xticks=[0, 0.5, 1])

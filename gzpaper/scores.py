@@ -17,8 +17,8 @@ from .tree import COLUMNS, QUESTIONS, InputError, align, predictions_table
 
 # %% auto #0
 __all__ = ['SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'rmse', 'rmse_table', 'mean_of_seeds', 'compare', 'relative_rmse',
-           'score_table', 'against_table', 'weighted_rmse', 'verdict', 'compare_folds', 'final_fall', 'all_ones',
-           'all_zeros', 'training_mean', 'central_pixel', 'benchmarks', 'read_scorable', 'scored']
+           'score_table', 'against_table', 'weighted_rmse', 'verdict', 'compare_folds', 'all_ones', 'all_zeros',
+           'training_mean', 'central_pixel', 'benchmarks', 'read_scorable', 'scored']
 
 # %% ../nbs/07_scores.ipynb #45c8033f
 def _root_mean(squares: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
@@ -242,14 +242,6 @@ def compare_folds(
         outcome = "lower" if max(high, folds_high) < 0 else "higher" if min(low, folds_low) > 0 else outcome
     return {"difference": difference, "low": low, "high": high, "in_folds": in_folds.tolist(), "folds_low": folds_low,
             "folds_high": folds_high, "outcome": outcome}
-
-# %% ../nbs/07_scores.ipynb #d5f26d39
-def final_fall(
-    history: np.ndarray,  # [epochs] the validation RMSE
-) -> float:
-    "The fall of the RMSE in the last fifth of the epochs; NaN for a single epoch."
-    history = np.asarray(history)
-    return float(history[-1 - math.ceil(len(history) / 5)] - history[-1]) if len(history) > 1 else math.nan
 
 # %% ../nbs/07_scores.ipynb #62a23695
 def all_ones(

@@ -48,7 +48,7 @@ def _features(ensemble: Ensemble, stamps: dict[int, np.ndarray]) -> np.ndarray: 
         found.append(F.normalize(seen))
     return F.normalize(torch.cat(found, 1)).cpu().numpy()
 
-# %% ../nbs/24_serve.ipynb #dc4e4dc6
+# %% ../nbs/24_serve.ipynb #057a0800
 def _kept_features(images: Images, ensemble: Ensemble, out: Path) -> np.ndarray:  # [N, F] float16
     "The features of all images, from a file in the folder `out`, which is written if it is not there."
     def write():
@@ -58,7 +58,7 @@ def _kept_features(images: Images, ensemble: Ensemble, out: Path) -> np.ndarray:
                 decoded = [*pool.map(lambda i: decode(images.read(i), images.where(i)), part)]
                 found.append(_features(ensemble, _stamps(decoded, ensemble)).astype(np.float16))
                 bar.update(len(part))
-        with atomic(path) as partial, partial.open("wb") as file:
+        with atomic(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, np.concatenate(found))
 
     path = out / f"features-{digest(images.fingerprint, ensemble.about)}.npy"
@@ -106,14 +106,14 @@ def _tree(labels: np.ndarray) -> tuple[dict[str, dict[str, float]], str]:
     off = ", ".join(f"{question.title} {chance}" for name, (question, chance) in of.items() if name not in path)
     return on, f"How many would be asked the other questions: {off}."
 
-# %% ../nbs/24_serve.ipynb #c07e7d9e
+# %% ../nbs/24_serve.ipynb #e7bd8f22
 def _show_pictures(pictures: Sequence[tuple]):  # of an image, and lines below it
     from nicegui import ui
 
     with ui.row():
         for pixels, *lines in pictures:
             with ui.column().classes("w-36 gap-0"):
-                ui.image(Image.fromarray(pixels)).classes("w-full").style("image-rendering: pixelated").props(f'alt="{lines[0]}"')
+                ui.image(Image.fromarray(pixels)).classes("w-full").style("image-rendering: pixelated").props["alt"] = lines[0]
                 for line in lines:
                     ui.label(line).classes("text-xs break-words")
 
@@ -142,7 +142,7 @@ def _show_refused(line: str):
 
     ui.label(line).classes("text-negative break-words").props("role=alert")
 
-# %% ../nbs/24_serve.ipynb #99f04242
+# %% ../nbs/24_serve.ipynb #093c4d75
 def _page(look: Callable[[str, bytes], tuple], examples: Sequence[Path]):
     "Where an image goes in, and below it what is told of the galaxy."
     from nicegui import run, ui
@@ -163,7 +163,7 @@ def _page(look: Callable[[str, bytes], tuple], examples: Sequence[Path]):
     with ui.column().classes("w-full max-w-3xl mx-auto"):
         ui.label("What would volunteers say of this galaxy?").classes("text-2xl")
         ui.label("The galaxy has to be in the centre of the image, and a pixel 0.02 times its Petrosian radius R90 wide."
-                 + " Mock galaxies are below the box." * bool(examples))
+                 + (" Mock galaxies are below the box." if examples else ""))
         ui.upload(on_upload=uploaded, auto_upload=True, label="Drop a JPEG, PNG or FITS image here, or choose one").classes("w-full")
         with ui.row().classes("gap-1"):
             for path in examples:
