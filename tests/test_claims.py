@@ -12,7 +12,7 @@ from gzpaper.paper import notebook_path, read_quoted
 
 
 @pytest.fixture(scope="module")
-def sample(smoke) -> dict:
+def found(smoke) -> dict:
     "Numbers as a profile with enough seeds on two rungs has them, by notebook."
     return {name: json.loads((smoke / f"runs/smoke/numbers/{name}.json").read_text()) for name in READ}
 
@@ -52,17 +52,58 @@ def as_found(found: dict, seeds: int, word: str) -> dict:
 @pytest.mark.parametrize("seeds, word, verdict", [
     (3, "higher", "confirmed"), (3, "lower", "refuted"), (3, "not resolved", "not resolved"), (2, "higher", "not resolved"),
 ])
-def test_verdicts_follow_the_findings(seeds, word, verdict, smoke, reproduced, sample, tmp_path):
-    found = verdicts(smoke, tmp_path, as_found(sample, seeds, word))
-    compared = {found[name] for name in ("outperforms", "simplicity", "constrained", "convergence")}
+def test_verdicts_follow_the_findings(seeds, word, verdict, smoke, reproduced, found, tmp_path):
+    told = verdicts(smoke, tmp_path, as_found(found, seeds, word))
+    compared = {told[name] for name in ("outperforms", "simplicity", "constrained", "convergence")}
     assert compared == {verdict}
-    told = {"confirmed": "refuted", "refuted": "confirmed"}.get(verdict, verdict)  # that more complex ones do better
-    assert seeds < 3 or (found["progress"], found["heads"], found["tuning"]) == (told, verdict, verdict)
-    assert found["stability"] == "not resolved" and found["score"] == "not decided here"
+    progress = {"confirmed": "refuted", "refuted": "confirmed"}.get(verdict, verdict)  # that more complex ones do better
+    assert seeds < 3 or (told["progress"], told["heads"], told["tuning"]) == (progress, verdict, verdict)
+    assert told["stability"] == "not resolved" and told["score"] == "not decided here"
 
 
-def test_one_rival_that_does_better_refutes(smoke, reproduced, sample, tmp_path):
-    found = as_found(sample, 3, "higher")
-    next(row for row in found["04_architectures"]["ladder"] if row["network"] == "VGG11")["is"] = "lower"
-    told = verdicts(smoke, tmp_path, found)
+def change(rows: list[dict], network: str, rungs: list[float] | None = None, **values):
+    "Other findings on a network, on some rungs or all."
+    for row in rows:
+        if row["network"] == network and (rungs is None or row["rung"] in rungs):
+            row |= values
+
+
+def test_one_rival_that_does_better_refutes(smoke, reproduced, found, tmp_path):
+    other = as_found(found, 3, "higher")
+    change(other["04_architectures"]["ladder"], "VGG11", **{"is": "lower"})
+    told = verdicts(smoke, tmp_path, other)
     assert (told["simplicity"], told["outperforms"]) == ("refuted", "confirmed")
+
+
+def test_rungs_that_disagree_resolve_nothing(smoke, reproduced, found, tmp_path):
+    other = as_found(found, 3, "higher")
+    networks = other["04_architectures"]
+    assert len(networks["rungs"]) > 1
+    change(networks["ladder"], "VGG11", networks["rungs"][:1], **{"is": "lower"})
+    assert verdicts(smoke, tmp_path, other)["simplicity"] == "not resolved"
+
+
+@pytest.mark.parametrize("low, high, verdict", [(1.1, 3, "confirmed"), (0.2, 0.9, "refuted"), (0.5, 2, "not resolved")])
+def test_steadiness_is_a_ratio_above_one(low, high, verdict, smoke, reproduced, found, tmp_path):
+    other = as_found(found, 3, "higher")
+    for name in other["04_architectures"]["rivals"]:
+        change(other["04_architectures"]["pace"], name, low=low, high=high)
+    assert verdicts(smoke, tmp_path, other)["stability"] == verdict
+
+
+@pytest.mark.parametrize("ours, theirs, verdict", [(0, 0.01, "confirmed"), (0.01, 0, "refuted"), (0, 0, "not resolved")])
+def test_overfitting_is_a_rise_above_the_spread_of_seeds(ours, theirs, verdict, smoke, reproduced, found, tmp_path):
+    other = as_found(found, 3, "higher")
+    networks = other["04_architectures"]
+    change(networks["ladder"], "VGG7", rise=ours, best_seed=0.1, worst_seed=0.101)
+    for name in networks["rivals"]:
+        change(networks["ladder"], name, rise=theirs)
+    assert verdicts(smoke, tmp_path, other)["overfitting"] == verdict
+
+
+def test_a_network_without_a_training_on_the_lowest_rung_is_judged_on_another(smoke, reproduced, found, tmp_path):
+    other = as_found(found, 3, "lower")
+    networks, lora = other["04_architectures"], "ResNet-50 LoRA, from mocks"
+    row = next(row for row in networks["ladder"] if row["network"] == lora)
+    networks["ladder"] = [r for r in networks["ladder"] if r["network"] != lora] + [row | {"rung": networks["rungs"][-1]}]
+    assert verdicts(smoke, tmp_path, other)["lora"] == "refuted"

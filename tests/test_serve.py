@@ -78,7 +78,7 @@ def test_what_cannot_be_served_is_refused(cli, mock_folder, tmp_path):
         port = taken.getsockname()[1]
         cli("serve", "--port", port).refused(port, "in use", "--port")
     cli("serve", "--data", tmp_path / "nowhere").refused("nowhere", "name one with Kaggle's")
-    cli("serve", "--data", mock_folder, "--out", mock_folder).refused(mock_folder, "name another one")
+    cli("serve", "--data", mock_folder, "--out", mock_folder).refused(mock_folder, "name another folder")
     cli("serve", "--weights", tmp_path / "w.safetensors").refused("w.safetensors", "does not exist")
 
 
