@@ -9,6 +9,7 @@ settings.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
 imagenet = cfg["imagenet_requirements"].split()
 paper = imagenet + cfg["paper_requirements"].split()
+serve = cfg["serve_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -24,8 +25,8 @@ setup(
     package_data={"gzpaper": ["released/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"imagenet": imagenet, "paper": paper, "dev": paper + cfg["dev_requirements"].split(),
-                    "docs": cfg["docs_requirements"].split()},
+    extras_require={"imagenet": imagenet, "paper": paper, "serve": serve,
+                    "dev": paper + serve + cfg["dev_requirements"].split(), "docs": cfg["docs_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -1,4 +1,4 @@
-"""Decode galaxies into the store that `gzpaper train` looks for: `python cluster/decode.py DATA OUT SIZE FIELD`."""
+"""Decode galaxies into the store that `gzpaper train` uses: `python cluster/decode.py DATA OUT SIZE FIELD`."""
 import sys
 from pathlib import Path
 

@@ -37,13 +37,22 @@ def main():
     "The `gzpaper` command."
     goes_on = sys.argv[1:2] and sys.argv[1] in _GO_ON and not {"status", "--check", "--force", "--only"} & {*sys.argv}
     try:
-        with stoppable("; the same command goes on from here" if goes_on else ""):
+        with stoppable("; the same command resumes from here" if goes_on else ""):
             _app()
     except InputError as error:
         print(f"gzpaper: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
         atexit.register(deaf)
+
+# %% ../nbs/25_cli.ipynb #043258f5
+@contextmanager
+def _extra(name: str):
+    "Say what to install where a package of an extra is missing."
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"this needs {error.name}, which is not installed: pip install 'gzpaper[{name}]'") from None
 
 # %% ../nbs/25_cli.ipynb #e377975e
 _data_app = typer.Typer(help="Galaxies in, in Kaggle's layout.", no_args_is_help=True)
@@ -101,7 +110,7 @@ def _data_get(out: Annotated[Path, typer.Argument(help="the folder for the files
 
 # %% ../nbs/25_cli.ipynb #cabf144b
 _Labelled = Annotated[Path, typer.Argument(help="a folder in Kaggle's layout")]
-_RunFolder = Annotated[Path, typer.Option(help="the folder of the run; the same command goes on with an unfinished one")]
+_RunFolder = Annotated[Path, typer.Option(help="the folder of the run; the same command resumes an unfinished one")]
 _Validation = Annotated[int, typer.Option(help="galaxies in the validation part; with --folds there is none")]
 _Test = Annotated[int, typer.Option(help="galaxies in the test part, which is not used")]
 _ParamsFile = Annotated[Path | None, typer.Option(help="a file of parameters, as `gzpaper tune` writes; options go before it")]
@@ -249,7 +258,7 @@ def _train(
 # %% ../nbs/25_cli.ipynb #2ff49943
 @_app.command("pretrain")
 def _pretrain(
-    out: Annotated[Path, typer.Argument(help="the folder to write; the same command goes on with an unfinished one")],
+    out: Annotated[Path, typer.Argument(help="the folder to write; the same command resumes an unfinished one")],
     n_galaxies: Annotated[int, typer.Option("--galaxies", help="mock galaxies to draw")] = 20_000,
     model: Annotated[str, typer.Option(help="a network, such as resnet50")] = "resnet50",
     size: _Size = 64,
@@ -274,28 +283,20 @@ def _pretrain(
         weights = pretrain(Pretraining(spec, n_galaxies, seed), out, pick_device(device), compile)
     print(f"the weights are in {weights}: use them with `gzpaper train --model {model} --pretrained {weights}`")
 
-# %% ../nbs/25_cli.ipynb #73c63c57
-def _read_shard(text: str) -> tuple[int, int]:
-    "A share such as 2/8."
-    which, _, many = text.partition("/")
-    if not (which.isdecimal() and many.isdecimal()):
-        raise InputError(f"shard is '{text}': it takes i/n, such as 2/8")
-    return int(which), int(many)
-
 # %% ../nbs/25_cli.ipynb #67942a32
 _Images = Annotated[Path, typer.Argument(help="a folder or a zip of JPEG, PNG or FITS images")]
 _Weights = Annotated[list[Path] | None, typer.Option(help="a file of weights; several are averaged; the released ones")]
-_Table = Annotated[Path, typer.Option(help="the table to write, .csv or .parquet; the same command goes on")]
+_Table = Annotated[Path, typer.Option(help="the table to write, .csv or .parquet; the same command resumes it")]
 _Catalogue = Annotated[Path | None, typer.Option(help="a catalogue to write too, .csv, .parquet or .fits")]
 _Shard = Annotated[str, typer.Option(help="i/n: the i-th of n shares, by as many processes that write to the same place")]
 _Rotations = Annotated[int, typer.Option(help="views of each galaxy, at equally spaced angles")]
 _Flip = Annotated[bool | None, typer.Option(help="each view also mirrored, or none; every second one")]
 _Scale = Annotated[list[float], typer.Option(help="magnification of the views; several: each view at each")]
-_SkipBad = Annotated[bool, typer.Option("--skip-bad", help="go on without images that cannot be used, and list them")]
+_SkipBad = Annotated[bool, typer.Option("--skip-bad", help="skip images that cannot be used, and list them")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="tables that are there already")]
 _Fast = Annotated[bool, typer.Option("--fast", help="two views alone, in bfloat16 where the device has it")]
 
-# %% ../nbs/25_cli.ipynb #b7892ac1
+# %% ../nbs/25_cli.ipynb #b8138f72
 @_app.command("predict")
 def _predict(
     images: _Images,
@@ -312,10 +313,10 @@ def _predict(
     fast: _Fast = False,
 ):
     "Predict the 37 vote fractions of every image in a folder; with --catalogue also in Galaxy Zoo 2's form."
-    from gzpaper.catalogue import predict_folder
+    from gzpaper.catalogue import predict_folder, read_shard
     from gzpaper.train import pick_device
 
-    done = predict_folder(images, out, weights or (), catalogue, rotations, flip, scale, _read_shard(shard), skip_bad, overwrite,
+    done = predict_folder(images, out, weights or (), catalogue, rotations, flip, scale, read_shard(shard), skip_bad, overwrite,
                           pick_device(device), fast=fast)
     if done is None:
         print(f"share {shard} is in {out}.parts; the table is written once all shares are there")
@@ -329,6 +330,21 @@ def _tell_predicted(n_galaxies: int, n_bad: int, out: Path, catalogue: Path | No
     print(f"{n_galaxies} galaxies are in {out}{f' and {catalogue}' if catalogue else ''}")
     if n_bad:
         print(f"{n_bad} images could not be used: {bad_path(out)} says which and why")
+
+# %% ../nbs/25_cli.ipynb #2b030b65
+@_app.command("serve")
+def _serve(
+    weights: _Weights = None,
+    data: Annotated[Path | None, typer.Option(help="labelled galaxies in Kaggle's layout; the most similar are shown")] = None,
+    out: Annotated[Path, typer.Option(help="the folder for the features of the labelled galaxies")] = Path("runs/serve"),
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="of the page, at 127.0.0.1")] = 8080,
+    device: _Device = "auto",
+):
+    "Serve a page where one drops an image and sees its tree and the most similar labelled galaxies."
+    from gzpaper.serve import serve
+
+    with _extra("serve"):
+        serve(weights or (), data, out, port, device)
 
 # %% ../nbs/25_cli.ipynb #76bdd69b
 @_app.command("submission")
@@ -422,15 +438,6 @@ _Best = Annotated[Path | None, typer.Option(help="where the best parameters go; 
 _JudgedOn = Annotated[int, typer.Option(help="galaxies in the validation part")]
 _EnqueueStale = Annotated[bool, typer.Option("--enqueue-stale", help="put trials whose process has died back into the queue")]
 
-# %% ../nbs/25_cli.ipynb #26faac67
-@contextmanager
-def _paper_extra():
-    "Say what to install where a package of the extra `paper` is missing."
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise InputError(f"this needs {error.name}, which is not installed: pip install 'gzpaper[paper]'") from None
-
 # %% ../nbs/25_cli.ipynb #1e7bfc26
 def _check_judged(data: Path | None, validation: int):
     "Raise `InputError` if there are no galaxies to search with, or none to judge by."
@@ -463,14 +470,6 @@ def _see_to_stale(study, folder: Path, enqueue_stale: bool):
         numbers = ", ".join(f"{t.number} of {t.user_attrs.get('worker', 'an unknown process')}" for t in left)
         print(f"trials whose process seems to have died: {numbers}. Add --enqueue-stale to train them again")
 
-# %% ../nbs/25_cli.ipynb #b9915442
-def _search(study, tuning, trials: int, out: Path):
-    "Make trials until there are enough, and say how to look at them."
-    from gzpaper.tune import search
-
-    search(study, tuning, trials)
-    print(f"{len(study.trials)} trials are in study '{study.study_name}'; `gzpaper tune status --out {out}` shows them")
-
 # %% ../nbs/25_cli.ipynb #e0225fc6
 def _search_in_rounds(study, tuning, trials: int, rounds: int, seeds: int, params: Path):
     "Search, train the best in full, and write the best parameters to a file."
@@ -482,7 +481,7 @@ def _search_in_rounds(study, tuning, trials: int, rounds: int, seeds: int, param
     write_params(params, tuning.space.spec(best.parameters, epochs=tuning.space.full_epochs), about)
     print(f"the best parameters are in {params}: use them with `gzpaper train --params {params}`")
 
-# %% ../nbs/25_cli.ipynb #ae4b5962
+# %% ../nbs/25_cli.ipynb #25601552
 @_tune_app.callback()
 def _tune(
     context: typer.Context,
@@ -506,11 +505,11 @@ def _tune(
     if context.invoked_subcommand:
         return
     _check_judged(data, validation)
-    with _paper_extra():
+    with _extra("paper"):
         from gzpaper.files import check_output_folder
         from gzpaper.study import open_storage, open_study
         from gzpaper.train import pick_device
-        from gzpaper.tune import Tuning, check_params, galaxies_of
+        from gzpaper.tune import Tuning, check_params, galaxies_of, search
     params, name, space = params or out / "params.yaml", name or space_file.stem, _space_to_search(space_file, folds, seed)
     check_params(params)
     check_output_folder(out, data)
@@ -520,13 +519,14 @@ def _tune(
     if rounds:
         _search_in_rounds(study, tuning, trials, rounds, seeds, params)
     else:
-        _search(study, tuning, trials, out)
+        search(study, tuning, trials)
+        print(f"{len(study.trials)} trials are in study '{study.study_name}'; `gzpaper tune status --out {out}` shows them")
 
-# %% ../nbs/25_cli.ipynb #5be639f8
+# %% ../nbs/25_cli.ipynb #0c71b2e9
 @_tune_app.command("status")
 def _tune_status(out: _StudyFolder = Path("runs/tune"), storage: _Storage = None, name: _Name = None):
     "Show how a study stands: its trials by state, the best first, and what its rounds have given."
-    with _paper_extra():
+    with _extra("paper"):
         from gzpaper.study import open_storage, rounds_of, take_study, tell_round
         from gzpaper.tune import status
     study = take_study(open_storage(storage or str(out / "study.db"), make=False), name)

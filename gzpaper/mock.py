@@ -32,10 +32,10 @@ __all__ = ['MOCK_MODULES', 'Galaxy', 'draw_galaxy', 'stretch', 'answer_probabili
 @dataclass(frozen=True)
 class Galaxy:
     "The parameters of one mock galaxy."
-    r90: float  # radius that holds 90% of the light, arcsec
+    r90: float  # radius that contains 90% of the light, arcsec
     brightness: float  # mean r-band surface brightness inside the half-light radius, mag/arcsec^2
     seeing: float  # FWHM of the r-band PSF, arcsec
-    redness: float  # of its stars: about 0 blue, about 1 red
+    redness: float  # of the stars: about 0 blue, about 1 red
     angle: float  # position angle of the major axis, degrees
     inclination: float  # of the disk: 0 face-on, 90 edge-on, degrees
     bulge: float  # the bulge's share of the light; 1: an elliptical
@@ -46,7 +46,7 @@ class Galaxy:
     arms: float  # contrast of the spiral arms
     arm_number: int
     pitch: float  # pitch angle of the arms, degrees: small is tightly wound
-    flocculence: float  # how far the arms are broken into patches
+    flocculence: float  # how much the arms are broken into patches
     ring: float  # strength of a ring
     lens: float  # strength of a gravitational arc
     disturbed: float  # lopsidedness and tidal tails
@@ -54,7 +54,7 @@ class Galaxy:
     merger: float  # the companion's light, as a share of the galaxy's
     separation: float  # of the companion, in r90
     dust: float  # strength of a dust lane
-    star: float  # how much a point source outshines the galaxy; 1: just a star
+    star: float  # strength of a star in front of the galaxy; 1: only the star is visible
     seam: float  # edge of an exposure, a black line; 1: through the centre
 
 # %% ../nbs/06_mock.ipynb #1d2b8764
@@ -62,7 +62,7 @@ _KINDS = {"elliptical": 0.38, "lenticular": 0.15, "spiral": 0.41, "irregular": 0
 
 
 def _bulge_parameters(kind: str, rng: np.random.Generator) -> dict:
-    "The share, profile and shape of the bulge. Ellipticals are all bulge."
+    "The light fraction, profile and shape of the bulge. An elliptical is only a bulge."
     low, high = {"elliptical": (1, 1), "lenticular": (0.25, 0.75), "spiral": (0.0, 0.45), "irregular": (0, 0.05)}[kind]
     index = rng.uniform(2.5, 4.5) if kind == "elliptical" else rng.uniform(1, 3.5)
     ratio = 0.3 + 0.7 * rng.beta(2.2, 1.3) if kind == "elliptical" else rng.uniform(0.75, 1)
@@ -70,7 +70,7 @@ def _bulge_parameters(kind: str, rng: np.random.Generator) -> dict:
 
 # %% ../nbs/06_mock.ipynb #8ca5f0f2
 def _draw_redness(kind: str, rng: np.random.Generator) -> float:
-    "Ellipticals are red but for a few, irregulars blue, and disks anything between."
+    "The redness: most ellipticals are red, irregulars are blue, disks are in between."
     if kind == "elliptical" and rng.random() < 0.85:
         return rng.normal(1.0, 0.12)
     return rng.beta(2, 3) - 0.35 if kind == "irregular" else rng.beta(2.8, 2.5)
@@ -87,7 +87,7 @@ def _disk_parameters(kind: str, rng: np.random.Generator) -> dict:
 
 # %% ../nbs/06_mock.ipynb #8bd3e08f
 def _odd_parameters(kind: str, rng: np.random.Generator) -> dict:
-    "What is odd about it: most often nothing."
+    "The odd features: mostly none."
     def sometimes(chance: float, least: float = 0.3) -> float:
         return float((rng.random() < chance) * rng.uniform(least, 1))
 
@@ -98,7 +98,7 @@ def _odd_parameters(kind: str, rng: np.random.Generator) -> dict:
 
 # %% ../nbs/06_mock.ipynb #165dab3c
 def _size_parameters(kind: str, rng: np.random.Generator) -> dict:
-    "Size, brightness and seeing. Spirals are larger and fainter than the rest, as far as they can be told apart."
+    "Size, brightness and seeing. Visible spirals are larger and have a lower surface brightness than other galaxies."
     radius = rng.lognormal(math.log(9.0 if kind == "spiral" else 6.2), 0.42)
     fainter = {"elliptical": -0.3, "spiral": 0.45, "irregular": 0.6}.get(kind, 0)
     return dict(r90=float(np.clip(radius, 3, 20)), brightness=rng.normal(19.8, 0.5) + fainter, angle=rng.uniform(0, 180),
@@ -116,21 +116,21 @@ def draw_galaxy(
 # %% ../nbs/06_mock.ipynb #8c3c4532
 _PIXEL_SCALE = 0.396  # arcsec, SDSS's camera
 _STAMP_SIZE = 424  # pixels
-_STAMP_SCALE = 0.02  # r90 a pixel, Willett et al. 2013
+_STAMP_SCALE = 0.02  # r90 per pixel, Willett et al. 2013
 _SKY_NOISE = np.array([0.042, 0.027, 0.019])  # nanomaggies a pixel in i, r, g: photon noise of SDSS's sky, 20.86 mag/arcsec^2 in r, in 54 s
-_PSF_WIDTH = np.array([0.94, 1.0, 1.09])  # of the r-band seeing: it goes as wavelength^-0.3, https://arxiv.org/abs/1805.02845
-_ELECTRONS = 900.0  # a nanomaggy, about
+_PSF_WIDTH = np.array([0.94, 1.0, 1.09])  # relative to the r-band seeing, proportional to wavelength^-0.3, https://arxiv.org/abs/1805.02845
+_ELECTRONS = 900.0  # per nanomaggy, about
 
 # %% ../nbs/06_mock.ipynb #002b1b53
 def _colour(
     redness: float,  # 0: star-forming, 1: old stars
 ) -> np.ndarray:  # [3] flux in i, r, g over that in r
-    "The flux in each band of a population that has 1 in r. Beyond 1 lie the red dwarfs, whose g-r stays while their r-i grows."
+    "The flux in each band relative to r. A redness above 1 is for red dwarfs, with constant g-r and growing r-i."
     return 10 ** (0.4 * np.array([0.26 + 0.06 * redness + 0.1 * redness**2, 0.0, -min(0.2 + 0.7 * redness, 1.5)]))
 
 # %% ../nbs/06_mock.ipynb #c15d9ed9
 def _flux(galaxy: Galaxy) -> float:
-    "The r-band flux in nanomaggies: half of it lies inside the half-light radius. An inclined disk covers less of the sky."
+    "The r-band flux in nanomaggies; half of it is inside the half-light radius. An inclined disk covers a smaller area."
     half = galaxy.r90 / (2.3 + 0.8 * galaxy.bulge)
     covered = 0.65 + 0.35 * math.cos(math.radians(galaxy.inclination))
     return 2 * math.pi * half**2 * covered * 10 ** (0.4 * (22.5 - galaxy.brightness))
@@ -174,7 +174,7 @@ def _young_map(
     galaxy: Galaxy,
     grid: np.ndarray,  # [n] offsets from the centre in r90
     rng: np.random.Generator,
-) -> np.ndarray:  # [n, n] brightness of the young stars, in units of the disk's at its centre
+) -> np.ndarray:  # [n, n] brightness of the young stars, in units of the disk's central brightness
     "Arms, ring, clumps and a gravitational arc, seen at the disk's inclination and position angle."
     cosine, sine = math.cos(math.radians(galaxy.angle)), math.sin(math.radians(galaxy.angle))
     across, up = np.meshgrid(grid, grid)
@@ -193,13 +193,13 @@ def _young_map(
 
 # %% ../nbs/06_mock.ipynb #882d9ba0
 def _coarse():
-    "GalSim's accuracy, lowered to what eight bits can show."
+    "GalSim's accuracy, lowered to the precision of 8 bits."
     import galsim
     return galsim.GSParams(folding_threshold=2e-2, maxk_threshold=1e-2, kvalue_accuracy=1e-3, xvalue_accuracy=1e-3)
 
 # %% ../nbs/06_mock.ipynb #73c8abf2
 def _degrees(angle: float):
-    "An angle as GalSim takes it."
+    "An angle for GalSim."
     import galsim
     return angle * galsim.degrees
 
@@ -216,7 +216,7 @@ def _bulge_profile(galaxy: Galaxy):
 
 # %% ../nbs/06_mock.ipynb #9ea80013
 def _disk_profile(galaxy: Galaxy, height: float = 0.1):
-    "A disk with flux 1, seen at its inclination: exponential, with a flatter part that ends sooner. The height is in scale radii."
+    "An inclined disk with flux 1: exponential, plus a flatter and smaller component. The height is in scale radii."
     import galsim
     cosine = math.cos(math.radians(galaxy.inclination))
     scale, thin = galaxy.r90 / (2.2 + 0.9 * cosine), math.sqrt(cosine**2 + height**2)
@@ -226,7 +226,7 @@ def _disk_profile(galaxy: Galaxy, height: float = 0.1):
 
 # %% ../nbs/06_mock.ipynb #1d5bbbce
 def _bar_profile(galaxy: Galaxy, rng: np.random.Generator):
-    "A bar with flux 1: a flat Sersic profile, drawn out in the plane of the disk and inclined with it."
+    "A bar with flux 1: a flat Sersic profile, elongated in the plane of the disk and inclined with the disk."
     import galsim
     bar = galsim.Sersic(0.5, half_light_radius=0.13 * galaxy.r90, gsparams=_coarse()).shear(q=0.25, beta=_degrees(0))
     squeezed = max(math.cos(math.radians(galaxy.inclination)), 0.15)
@@ -237,7 +237,7 @@ def _picture_profile(
     light: np.ndarray,  # [n, n]
     scale: float,  # arcsec a pixel
 ):
-    "A picture as a profile with flux 1."
+    "An image as a profile with flux 1."
     import galsim
     image = galsim.Image(light / light.sum(), scale=scale)
     return galsim.InterpolatedImage(image, x_interpolant="linear", calculate_stepk=False, calculate_maxk=False, gsparams=_coarse())
@@ -256,7 +256,7 @@ def _tail_profile(galaxy: Galaxy, rng: np.random.Generator):
 
 # %% ../nbs/06_mock.ipynb #943708cc
 def _young_profile(galaxy: Galaxy, rng: np.random.Generator):
-    "The young stars as a profile with flux 1, and their light over that of the disk."
+    "The young stars as a profile with flux 1, and the ratio of their light to the disk's light."
     grid = np.linspace(-1.6, 1.6, max(int(3.2 * galaxy.r90 / 0.36), 32))
     light = _young_map(galaxy, grid, rng)
     total = light.sum() * (grid[1] - grid[0]) ** 2
@@ -268,8 +268,8 @@ def _young_profile(galaxy: Galaxy, rng: np.random.Generator):
 # %% ../nbs/06_mock.ipynb #00132861
 def _smooth_parts(
     galaxy: Galaxy, rng: np.random.Generator
-) -> list:  # (profile with flux 1, share of the r-band light, redness)
-    "Bulge, disk, bar and dust lane, turned to the position angle."
+) -> list:  # (profile with flux 1, fraction of the r-band light, redness)
+    "Bulge, disk, bar and dust lane, rotated to the position angle."
     disk, dusty = 1 - galaxy.bulge, 0.5 * (galaxy.inclination / 90) ** 6
     old = galaxy.redness if disk == 0 else 0.8 + 0.3 * galaxy.redness + dusty
     parts = [(_bulge_profile(galaxy), galaxy.bulge, old)] if galaxy.bulge > 0 else []
@@ -314,11 +314,11 @@ class _Camera:
     size: int  # pixels along an edge
     images: list  # GalSim images
     widths: np.ndarray  # FWHM of each band's PSF, arcsec
-    offsets: np.ndarray  # [3, 2] by how much each band misses the common position, pixels
+    offsets: np.ndarray  # [3, 2] offset of each band from the common position, pixels
 
 # %% ../nbs/06_mock.ipynb #50c45df5
 def _open_camera(galaxy: Galaxy, rng: np.random.Generator) -> _Camera:
-    "Empty exposures. The bands of a stamp agree to a sixth of a pixel, which shows as coloured edges where pixels are large."
+    "Empty exposures. The bands are aligned to a sixth of a pixel, which gives coloured edges where pixels are large."
     import galsim
     size = round(_STAMP_SIZE * _STAMP_SCALE * galaxy.r90 / _PIXEL_SCALE)
     images = [galsim.ImageD(size, size, scale=_PIXEL_SCALE) for _ in range(3)]
@@ -329,11 +329,11 @@ def _add_blob(
     camera: _Camera,
     position: np.ndarray,  # [2] in pixels from the centre
     flux: np.ndarray,  # [3] nanomaggies
-    wide: float = 1.0,  # width over the PSF's: more than 1 for a galaxy
+    wide: float = 1.0,  # width in units of the PSF's width: more than 1 for a galaxy
     ratio: float = 1.0,  # axis ratio
     angle: float = 0.0,  # degrees
 ) -> None:
-    "Add a star, or a small galaxy where it is wider than the seeing, to the three bands."
+    "Add a star, or a small galaxy that is wider than the seeing, to the three bands."
     import galsim
     for image, width, offset, light in zip(camera.images, camera.widths, camera.offsets, flux, strict=True):
         middle = image.true_center + galsim.PositionD(*(position + offset))
@@ -347,7 +347,7 @@ def _add_blob(
 
 # %% ../nbs/06_mock.ipynb #d34520ab
 def _add_field(camera: _Camera, rng: np.random.Generator) -> None:
-    "Scatter stars and neighbouring galaxies: about seven a square arcminute, most of them faint."
+    "Add random stars and neighbouring galaxies: about seven per square arcminute, mostly faint."
     area = (camera.size * _PIXEL_SCALE / 60) ** 2
     for _ in range(rng.poisson(7 * area * rng.gamma(2, 0.5))):
         magnitude = max(22.3 - rng.exponential(1.5), 14)
@@ -374,7 +374,7 @@ def _add_star(camera: _Camera, galaxy: Galaxy, rng: np.random.Generator) -> None
 def _expose(
     galaxy: Galaxy, rng: np.random.Generator
 ) -> np.ndarray:  # [n, n, 3] nanomaggies a pixel in i, r, g, at SDSS's pixel scale
-    "The stamp as SDSS's camera sees it, the sky subtracted."
+    "The stamp as seen by SDSS's camera, sky-subtracted."
     import galsim
     camera = _open_camera(galaxy, rng)
     parts = _smooth_parts(galaxy, rng) + _patchy_parts(galaxy, rng) + _companion(galaxy, rng)
@@ -413,7 +413,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 # %% ../nbs/06_mock.ipynb #84c4696b
 def _draw_seam(stamp: np.ndarray, galaxy: Galaxy, rng: np.random.Generator) -> np.ndarray:
-    "A black line where two exposures meet, through the centre or beside it."
+    "Draw a black line where two exposures meet, through the centre or beside it."
     angle = rng.uniform(0, math.pi)
     rows, columns = np.mgrid[:_STAMP_SIZE, :_STAMP_SIZE] - _STAMP_SIZE / 2
     distance = columns * math.cos(angle) + rows * math.sin(angle) - (1 - galaxy.seam) / _STAMP_SCALE
@@ -422,16 +422,16 @@ def _draw_seam(stamp: np.ndarray, galaxy: Galaxy, rng: np.random.Generator) -> n
 # %% ../nbs/06_mock.ipynb #331e051b
 def _render(
     galaxy: Galaxy,
-    rng: np.random.Generator,  # of the things no parameter tells: noise, neighbours, where the arms begin
+    rng: np.random.Generator,  # for properties without a parameter: noise, neighbours, phases of the arms
 ) -> np.ndarray:  # uint8 [424, 424, 3]
-    "A galaxy's stamp, as SkyServer would cut it."
+    "A galaxy's stamp, as from SkyServer."
     native = Image.open(io.BytesIO(_jpeg(Image.fromarray(stretch(_expose(galaxy, rng))), 88)))
     stamp = np.asarray(native.resize((_STAMP_SIZE, _STAMP_SIZE), Image.Resampling.BICUBIC))
     return _draw_seam(stamp, galaxy, rng) if galaxy.seam > 0 else stamp
 
 # %% ../nbs/06_mock.ipynb #30b7ba3b
 def _visible(galaxy: Galaxy) -> dict[str, float]:
-    "How plainly each feature shows, 0 to 1, after the seeing, the inclination and the light of the bulge had their way."
+    "The visibility of each feature, 0 to 1, given the seeing, the inclination and the light of the bulge."
     cosine = math.cos(math.radians(galaxy.inclination))
     disk, sharp = (1 - galaxy.bulge) ** 0.5, 1 - math.exp(-((galaxy.r90 / (4.5 * galaxy.seeing)) ** 1.5))
     tilt = cosine**2 / (cosine**2 + 0.06)
@@ -452,7 +452,7 @@ def _softmax(*logits: float) -> np.ndarray:
 
 # %% ../nbs/06_mock.ipynb #4f88bc85
 def _ordered(value: float, centres: list, width: float) -> list[float]:
-    "Logits of ordered answers, each the likelier the closer the value is to its centre."
+    "Logits of ordered answers: an answer is more likely if the value is closer to its centre."
     return [-((value - centre) ** 2) / (2 * width**2) for centre in centres]
 
 # %% ../nbs/06_mock.ipynb #acadb3ca
@@ -460,15 +460,15 @@ _FEATURES = {"arms": 6, "bar": 3.2, "ring": 2, "edge": 3.2, "clumps": 2.2, "dist
 
 
 def _odd_logits(v: dict[str, float]) -> np.ndarray:
-    "How odd the galaxy looks in each of question 8's seven ways."
+    "The logits of question 8's seven odd features."
     return np.array([4.5 * v["ring"], 4.5 * v["lens"], 2.4 * v["disturbed"] + 2 * v["seam"], 2.8 * v["clumps"],
                      0.6 + 3.4 * v["cover"], 3.8 * v["companion"], 4 * v["dust"]])
 
 # %% ../nbs/06_mock.ipynb #3edf1dbc
 def answer_probabilities(
     galaxy: Galaxy,
-) -> np.ndarray:  # [37] conditional fractions in the order of COLUMNS: each question's sum to 1
-    "The true answer probabilities of those who are asked: smooth functions of the parameters."
+) -> np.ndarray:  # [37] conditional fractions in the order of COLUMNS; they sum to 1 for each question
+    "The true answer probabilities of the volunteers asked: smooth functions of the parameters."
     v = _visible(galaxy)
     disk, blur = 1 - galaxy.bulge, 1.4 - v["arms"] - 0.5 * v["sharp"]
     odd = _odd_logits(v)
@@ -489,7 +489,7 @@ def answer_probabilities(
     ])
 
 # %% ../nbs/06_mock.ipynb #46dedb6f
-MOCK_MODULES = ("mock", "tree", "volunteers")  # whose code decides how a mock galaxy comes out
+MOCK_MODULES = ("mock", "tree", "volunteers")  # modules on which mock galaxies depend
 _IDS = 900_000  # Kaggle's IDs have six digits, from 100000
 _STRIDE = 564_037
 
@@ -543,7 +543,7 @@ def _write_tables(folder: Path, results: list) -> None:
 
 # %% ../nbs/06_mock.ipynb #eba0b2c3
 def _check_request(out: Path, galaxies: int, test_galaxies: int, seed: int, processes: int | None, note: dict | None = None) -> None:
-    "Refuse what cannot be made, before any work; only a folder with a note may be replaced."
+    "Refuse invalid requests before any work; only a folder with a note may be replaced."
     if out.exists() and not (note and (out / "mock.json").is_file()):
         raise InputError(f"{out} exists: delete it or name another folder")
     most = _IDS // 2
@@ -562,9 +562,9 @@ def write_mock(
     seed: int = 0,  # 0 or more
     processes: int | None = None,  # None: one for each core
     progress: bool = True,  # whether to show a progress bar
-    note: dict | None = None,  # to keep in the folder, which may take the place of another that has one
+    note: dict | None = None,  # saved in the folder, which may then replace another folder with a note
 ) -> Path:  # the folder
-    "Write a mock set in Kaggle's layout, with its truth.csv. Raises `InputError` if the folder exists or GalSim does not."
+    "Write a mock set in Kaggle's layout, with its truth.csv. Raises `InputError` if the folder exists or GalSim is missing."
     out = Path(out)
     _check_request(out, galaxies, test_galaxies, seed, processes, note)
     with atomic(out) as partial:
@@ -579,7 +579,7 @@ def write_mock(
 
 # %% ../nbs/06_mock.ipynb #38a4ed7a
 def _if_drawn(folder: Path, wanted: dict) -> Path | None:
-    "The folder, if it holds the mock galaxies that are wanted."
+    "The folder, if it holds the wanted mock galaxies."
     try:
         return folder if json.loads((folder / "mock.json").read_text()) == wanted else None
     except (OSError, ValueError):
@@ -587,10 +587,10 @@ def _if_drawn(folder: Path, wanted: dict) -> Path | None:
 
 # %% ../nbs/06_mock.ipynb #c888c7ee
 def mock_folder(
-    folder: Path,  # where the set is kept
+    folder: Path,  # of the set
     n_galaxies: int,  # training galaxies; there are no test galaxies
     seed: int,  # 0 or more
 ) -> Path:  # the same folder, in Kaggle's layout
-    "Mock galaxies, drawn anew if their number, seed or code has changed."
+    "Mock galaxies, drawn again if their number, seed or code has changed."
     wanted = {"galaxies": n_galaxies, "seed": seed, "code": code_digest(*MOCK_MODULES)}
     return find_or_make(folder, lambda: _if_drawn(folder, wanted), lambda: write_mock(folder, n_galaxies, 0, seed, note=wanted))

@@ -17,12 +17,12 @@ from .tree import COLUMNS, QUESTIONS, InputError, align, predictions_table
 
 # %% auto #0
 __all__ = ['SEEDS', 'LEADERBOARD', 'CHALLENGE_MEAN', 'rmse', 'rmse_table', 'mean_of_seeds', 'compare', 'relative_rmse',
-           'score_table', 'against_table', 'verdict', 'compare_folds', 'final_fall', 'all_ones', 'all_zeros',
+           'score_table', 'against_table', 'weighted_rmse', 'verdict', 'compare_folds', 'all_ones', 'all_zeros',
            'training_mean', 'central_pixel', 'benchmarks', 'read_scorable', 'scored']
 
 # %% ../nbs/07_scores.ipynb #45c8033f
 def _root_mean(squares: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
-    "The RMSE that squared errors make."
+    "The RMSE from squared errors."
     return np.sqrt(np.mean(squares, axis, dtype=np.float64))
 
 # %% ../nbs/07_scores.ipynb #a622945d
@@ -40,7 +40,7 @@ _BLOCK = 100  # draws at a time, so that memory stays small
 
 
 def bootstrap_means(
-    values: np.ndarray,  # [N, ...] of each galaxy
+    values: np.ndarray,  # [N, ...] one row per galaxy
     draws: int = 2000,
     seed: int = 0,
 ) -> np.ndarray:  # [draws, ...]
@@ -67,13 +67,13 @@ def _bootstrap_rmse(
     true: np.ndarray,  # [N, 37]
     draws: int = 2000,  # of the bootstrap
     seed: int = 0,  # of the draws
-) -> tuple[float, float]:  # its lower and upper end
+) -> tuple[float, float]:  # lower and upper end
     "The 95% interval of the RMSE by a bootstrap over galaxies."
     low, high = _interval(np.sqrt(bootstrap_means(_galaxy_errors(predicted, true), draws, seed)))
     return float(low), float(high)
 
 # %% ../nbs/07_scores.ipynb #448e0df8
-PARTS = {"all": slice(None)} | {question.name: question.slice for question in QUESTIONS}  # name: where among the 37 columns
+PARTS = {"all": slice(None)} | {question.name: question.slice for question in QUESTIONS}  # name: its columns
 _ANSWERS = {column: slice(i, i + 1) for i, column in enumerate(COLUMNS)}
 
 # %% ../nbs/07_scores.ipynb #0739ac10
@@ -83,7 +83,7 @@ def rmse_table(
     draws: int = 2000,  # of the bootstrap
     seed: int = 0,  # of the draws
 ) -> pd.DataFrame:  # part (all, a question's name, or a column), rmse, low, high
-    "RMSE with its 95% interval over all labels, of each question and of each answer, by a bootstrap over galaxies."
+    "RMSE with its 95% interval over all labels, for each question and for each answer, by a bootstrap over galaxies."
     squares = (np.asarray(predicted, np.float64) - true) ** 2
     drawn = bootstrap_means(squares, draws, seed)  # [draws, 37]
     rows = [(part, _root_mean(squares[:, where]), *_interval(_root_mean(drawn[:, where], 1))) for part, where in (PARTS | _ANSWERS).items()]
@@ -94,25 +94,25 @@ def mean_of_seeds(
     drawn: np.ndarray,  # [draws, seeds]
     rng: np.random.Generator,
 ) -> np.ndarray:  # [draws]
-    """Each draw's mean over seeds drawn with replacement, one fewer than there are: as many as there are would show too small
-    a part of their variance, (seeds - 1) / seeds (Rao & Wu 1988, https://doi.org/10.1080/01621459.1988.10478591)."""
+    """Each draw's mean over n - 1 of n seeds, drawn with replacement. Drawing n seeds would underestimate the variance of the mean
+    by the factor (n - 1) / n (Rao & Wu 1988, https://doi.org/10.1080/01621459.1988.10478591)."""
     picked = rng.integers(drawn.shape[1], size=(len(drawn), max(1, drawn.shape[1] - 1)))
     return np.take_along_axis(drawn, picked, axis=1).mean(1)
 
 # %% ../nbs/07_scores.ipynb #d5b989ca
 def _mean_rmse(predictions: list[np.ndarray], true: np.ndarray) -> float:
-    "The mean of the seeds' RMSEs."
+    "The mean RMSE over seeds."
     return np.mean([rmse(p, true) for p in predictions])
 
 # %% ../nbs/07_scores.ipynb #edeca676
 def compare(
-    ours: list[np.ndarray],  # [N, 37] each: one a seed
-    theirs: list[np.ndarray],  # [N, 37] each
+    ours: list[np.ndarray],  # [N, 37] each, one per seed
+    theirs: list[np.ndarray],  # [N, 37] each, one per seed
     true: np.ndarray,  # [N, 37]
     draws: int = 2000,  # of the bootstrap
     seed: int = 0,  # of the draws
-) -> tuple[float, float, float]:  # difference of the mean RMSE, ours minus theirs, and its 95% interval
-    "A paired bootstrap of two networks over galaxies and seeds; of a single seed, over galaxies alone."
+) -> tuple[float, float, float]:  # difference of the mean RMSEs, ours minus theirs, and its 95% interval
+    "A paired bootstrap of two networks over galaxies and seeds; for a single seed, over galaxies alone."
     errors = np.stack([_galaxy_errors(p, true) for p in (*ours, *theirs)], axis=1)  # [N, seeds of both]
     drawn, rng = np.sqrt(bootstrap_means(errors, draws, seed)), np.random.default_rng([seed, 1])
     means = [mean_of_seeds(own, rng) for own in (drawn[:, : len(ours)], drawn[:, len(ours) :])]
@@ -121,12 +121,12 @@ def compare(
 
 # %% ../nbs/07_scores.ipynb #468be865
 def relative_rmse(
-    predictions: list[np.ndarray],  # [N, 37] each: one a seed
+    predictions: list[np.ndarray],  # [N, 37] each, one per seed
     reference: np.ndarray,  # [N, 37] of the training mean
     true: np.ndarray,  # [N, 37]
     draws: int = 2000,  # of the bootstrap
     seed: int = 0,  # of the draws
-) -> tuple[float, float, float]:  # the mean RMSE over the reference's, and its 95% interval
+) -> tuple[float, float, float]:  # the mean RMSE divided by the reference's RMSE, and its 95% interval
     "A paired bootstrap of a network and a reference over galaxies and seeds."
     errors = np.stack([_galaxy_errors(p, true) for p in (*predictions, reference)], axis=1)  # [N, seeds + 1]
     drawn = np.sqrt(bootstrap_means(errors, draws, seed))
@@ -161,8 +161,38 @@ def against_table(
         rows.append((part, ours, theirs, ours - theirs, *_interval(our_draws - their_draws)))
     return pd.DataFrame(rows, columns=["part", "rmse", "other", "difference", "low", "high"])
 
+# %% ../nbs/07_scores.ipynb #d60daea5
+def selection_weights(
+    cells: np.ndarray,  # [N] the cell of each galaxy
+    sample: np.ndarray,  # [M] the cells of all galaxies in the sample
+    unselected: np.ndarray,  # [cells] numbers of unselected galaxies
+) -> np.ndarray:  # [N]
+    "The weights of a sample's galaxies: the ratio of unselected galaxies to the sample's galaxies in their cell."
+    return unselected[cells] / np.bincount(sample, minlength=len(unselected))[cells]
+
+
+def effective_number(
+    weights: np.ndarray,  # [N]
+) -> float:
+    "The number of unweighted galaxies with the same uncertainty (Kish 1965, Survey Sampling)."
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+# %% ../nbs/07_scores.ipynb #53630ba3
+def weighted_rmse(
+    predicted: np.ndarray,  # [N, 37]
+    true: np.ndarray,  # [N, 37]
+    weights: np.ndarray,  # [N]
+    draws: int = 2000,  # of the bootstrap
+    seed: int = 0,  # of the draws
+) -> tuple[float, float, float]:  # the RMSE, and its 95% interval
+    "Weighted RMSE, with a bootstrap over galaxies."
+    errors = _galaxy_errors(predicted, true)
+    drawn = bootstrap_means(np.stack([weights * errors, weights], axis=1), draws, seed)
+    low, high = _interval(np.sqrt(drawn[:, 0] / drawn[:, 1]))
+    return float(np.sqrt(np.average(errors, weights=weights))), float(low), float(high)
+
 # %% ../nbs/07_scores.ipynb #270dc45c
-SEEDS = 3  # a claimed order needs at least so many of each network
+SEEDS = 3  # required of each network for a claimed order
 
 # %% ../nbs/07_scores.ipynb #1acd22df
 def verdict(
@@ -170,17 +200,17 @@ def verdict(
     low: float,  # end of its interval
     high: float,
     spread: float,  # from the best to the worst RMSE of the baseline's seeds
-    seeds: int,  # of the network that has fewer
+    seeds: int,  # of the network with fewer seeds
 ) -> str:  # lower, higher or not resolved
-    "What may be said of a difference of RMSE."
+    "The verdict on a difference of RMSEs."
     if seeds < SEEDS or low <= 0 <= high or abs(difference) <= spread:
         return "not resolved"
     return "lower" if difference < 0 else "higher"
 
 # %% ../nbs/07_scores.ipynb #2e565580
 def _between_folds(differences: np.ndarray, k: int) -> tuple[float, float]:
-    """Student's 95% interval of the mean of some of k folds' differences, NaN for one. Folds share most of what they learn from, so the
-    variance of the mean is not 1 / folds of theirs but 1 / (k - 1) more (Nadeau & Bengio 2003, https://doi.org/10.1023/A:1024068626366)."""
+    """Student's 95% interval of the mean difference over n of k folds; NaN for a single fold. Folds share training galaxies, so the
+    variance of the mean is 1 / n + 1 / (k - 1) times the folds' variance (Nadeau & Bengio 2003, https://doi.org/10.1023/A:1024068626366)."""
     n = len(differences)
     if n < 2:
         return math.nan, math.nan
@@ -191,19 +221,19 @@ def _between_folds(differences: np.ndarray, k: int) -> tuple[float, float]:
 
 # %% ../nbs/07_scores.ipynb #2471cae1
 def _fold_differences(ours: list[np.ndarray], theirs: list[np.ndarray], true: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    "The difference of the mean RMSE in each fold, [folds]."
+    "The difference of the mean RMSEs in each fold, [folds]."
     parts = [fold == f for f in np.unique(fold)]
     return np.array([_mean_rmse([p[part] for p in ours], true[part]) - _mean_rmse([p[part] for p in theirs], true[part]) for part in parts])
 
 # %% ../nbs/07_scores.ipynb #5dde261d
 def compare_folds(
-    ours: list[np.ndarray],  # [N, 37] each, out of fold: one a seed
-    theirs: list[np.ndarray],  # [N, 37] each
+    ours: list[np.ndarray],  # [N, 37] each, out of fold, one per seed
+    theirs: list[np.ndarray],  # [N, 37] each, one per seed
     true: np.ndarray,  # [N, 37]
     fold: np.ndarray,  # [N] the fold that held each galaxy out
-    k: int,  # folds of the cross-validation, those included that were not trained
+    k: int,  # folds of the cross-validation, including folds that were not trained
 ) -> dict:  # difference, low, high; in_folds, folds_low, folds_high; outcome: lower, higher or not resolved
-    "`compare` out of fold, and the interval between folds; resolved is what both leave no doubt of, in three folds or more."
+    "`compare` out of fold, with the interval between folds; resolved if both intervals exclude 0, with three or more folds."
     difference, low, high = compare(ours, theirs, true)
     in_folds = _fold_differences(ours, theirs, true, fold)
     folds_low, folds_high = _between_folds(in_folds, k)
@@ -213,26 +243,18 @@ def compare_folds(
     return {"difference": difference, "low": low, "high": high, "in_folds": in_folds.tolist(), "folds_low": folds_low,
             "folds_high": folds_high, "outcome": outcome}
 
-# %% ../nbs/07_scores.ipynb #d5f26d39
-def final_fall(
-    history: np.ndarray,  # [epochs] the validation RMSE
-) -> float:
-    "By how much the RMSE has fallen in the last fifth of the epochs; NaN for a single epoch."
-    history = np.asarray(history)
-    return float(history[-1 - math.ceil(len(history) / 5)] - history[-1]) if len(history) > 1 else math.nan
-
 # %% ../nbs/07_scores.ipynb #62a23695
 def all_ones(
     ids,  # [N] GalaxyIDs
 ) -> pd.DataFrame:  # a predictions table
-    "Kaggle's benchmark: every answer by everybody."
+    "Kaggle's benchmark: all labels are 1."
     return predictions_table(ids, np.ones((len(ids), len(COLUMNS))))
 
 # %% ../nbs/07_scores.ipynb #03dea36b
 def all_zeros(
     ids,  # [N] GalaxyIDs
 ) -> pd.DataFrame:  # a predictions table
-    "Kaggle's benchmark: no answer by anybody."
+    "Kaggle's benchmark: all labels are 0."
     return predictions_table(ids, np.zeros((len(ids), len(COLUMNS))))
 
 # %% ../nbs/07_scores.ipynb #2ef175ff
@@ -240,19 +262,19 @@ def training_mean(
     labels: np.ndarray,  # [M, 37] of the training galaxies
     ids,  # [N] GalaxyIDs to predict
 ) -> pd.DataFrame:  # a predictions table
-    "The mean galaxy for every galaxy."
+    "The mean of the training labels for every galaxy."
     return predictions_table(ids, np.tile(labels.mean(0, dtype=np.float64), (len(ids), 1)))
 
 # %% ../nbs/07_scores.ipynb #746ac3e9
 def central_pixel(
     galaxies: Galaxies,
-    train: np.ndarray,  # positions of the galaxies to learn from
+    train: np.ndarray,  # positions of the training galaxies
     rows: np.ndarray,  # positions of the galaxies to predict
     k: int = 6,  # groups; 6 as in Kaggle's file
     seed: int = 0,  # of k-means
-    store: PixelStore | None = None,  # where the rows to predict are; None: among the galaxies
+    store: PixelStore | None = None,  # of the galaxies to predict; None: the store of `galaxies`
 ) -> pd.DataFrame:  # a predictions table
-    "Kaggle's benchmark: the mean labels of the training galaxies whose central colour is alike."
+    "Kaggle's benchmark: the mean labels of the training galaxies with a similar central colour."
     from sklearn.cluster import KMeans  # slow to import
 
     if len(train) < k:
@@ -265,7 +287,7 @@ def central_pixel(
 # %% ../nbs/07_scores.ipynb #e8765440
 def benchmarks(
     galaxies: Galaxies,
-    train: np.ndarray,  # positions of the galaxies to learn from
+    train: np.ndarray,  # positions of the training galaxies
     rows: np.ndarray,  # positions of the galaxies to predict
 ) -> dict[str, pd.DataFrame]:  # name: predictions table
     "The challenge's three benchmarks and the training mean."
@@ -281,14 +303,14 @@ CHALLENGE_MEAN = 0.16390  # RMSE of the training mean
 
 # %% ../nbs/07_scores.ipynb #a938d792
 def _check_order(path: Path):
-    "Raise `InputError` where a file's columns are not in Kaggle's order; other columns may stand between them."
+    "Raise `InputError` if a file's columns are not in Kaggle's order; other columns may stand between them."
     due = ["GalaxyID", *COLUMNS]
     for i, (name, wanted) in enumerate(zip([name for name in header(path) if name in due], due), 1):
         if name != wanted:
             raise InputError(f"{path}: column {i} is {name}, not {wanted}: put them in Kaggle's order, GalaxyID and Class1.1 to Class11.6")
 
 # %% ../nbs/07_scores.ipynb #52d34227
-_ROUNDING = 1e-6  # by how much a prediction may leave [0, 1]
+_ROUNDING = 1e-6  # allowed excess of a prediction beyond [0, 1]
 
 
 def _check_range(path: str | Path, table: pd.DataFrame):
@@ -302,9 +324,9 @@ def _check_range(path: str | Path, table: pd.DataFrame):
 # %% ../nbs/07_scores.ipynb #95453e87
 def read_scorable(
     path: str | Path,  # a predictions table, .csv, .zip of one, or .parquet
-    numbered: bool = True,  # GalaxyIDs have to be whole numbers
+    numbered: bool = True,  # whether GalaxyIDs must be whole numbers
 ) -> pd.DataFrame:  # ascending by GalaxyID
-    "A predictions table that can be scored as it stands. Raises `InputError` with the first thing that is wrong."
+    "A predictions table that can be scored. Raises `InputError` with its first problem."
     table = read_table(path, numbered=numbered)
     _check_order(Path(path))
     _check_range(path, table)
@@ -312,24 +334,24 @@ def read_scorable(
 
 # %% ../nbs/07_scores.ipynb #083f2a4a
 def _check_galaxies(path: str | Path, table: pd.DataFrame, labels: str | Path, truth: pd.DataFrame, subset: bool):
-    "Raise `InputError` where a predictions table and the labels are not of the same galaxies."
+    "Raise `InputError` if a predictions table and the labels do not have the same galaxies."
     missing, extra = np.setdiff1d(truth.GalaxyID, table.GalaxyID), np.setdiff1d(table.GalaxyID, truth.GalaxyID)
     if len(missing) == len(truth):
         raise InputError(f"{path} and {labels} have no GalaxyID in common: name the labels of the same galaxies")
     if len(missing) and not subset:
-        raise InputError(f"{path} has no GalaxyID {missing[0]}, which {labels} has ({len(missing)} such): predict these galaxies too, "
+        raise InputError(f"{path} lacks GalaxyID {missing[0]} of {labels} ({len(missing)} missing in all): predict these galaxies too, "
                          "or score the others with --subset")
     if len(extra) and not subset:
-        raise InputError(f"{path}: GalaxyID {extra[0]} has no labels in {labels} ({len(extra)} such): remove these rows, "
+        raise InputError(f"{path} has GalaxyID {extra[0]}, which has no labels in {labels} ({len(extra)} in all): remove these rows, "
                          "or score the others with --subset")
 
 # %% ../nbs/07_scores.ipynb #6970a077
 def scored(
     labels: str | Path,  # such as training_solutions_rev1.csv
     *paths: str | Path,  # of predictions tables
-    subset: bool = False,  # score the galaxies that all of them have
-) -> tuple[np.ndarray, list[np.ndarray]]:  # labels [N, 37] and predictions [N, 37] of each table, of the same galaxies
-    "Labels and predictions from their files. Raises `InputError` for a table that cannot be scored, or is of other galaxies."
+    subset: bool = False,  # score the galaxies that all tables have
+) -> tuple[np.ndarray, list[np.ndarray]]:  # labels [N, 37] and predictions [N, 37] of each table, for the same galaxies
+    "Labels and predictions from their files. Raises `InputError` for a table that cannot be scored, or has other galaxies."
     truth = read_labels(labels, numbered=False)
     numbered = pd.api.types.is_integer_dtype(truth.GalaxyID)
     truth, *tables = alike(truth, *(read_scorable(path, numbered) for path in paths))

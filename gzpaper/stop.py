@@ -18,7 +18,7 @@ __all__ = []
 
 # %% ../nbs/01_stop.ipynb #58f017d4
 def as_worker():
-    "Make this process one that leaves signals to its parent, and ends with it."
+    "Make this process a worker: it ignores signals, and ends when its parent ends."
     from multiprocessing import parent_process
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -32,8 +32,8 @@ def as_worker():
 
 # %% ../nbs/01_stop.ipynb #b58ce77f
 def end_children():
-    "End all processes that this one has started."
-    with suppress(Exception):  # psutil comes with what starts processes, and the signal may come while it is imported
+    "End all child processes."
+    with suppress(Exception):  # psutil is installed with ipykernel, and a signal may arrive during its import
         import psutil
 
         for child in psutil.Process().children(recursive=True):
@@ -42,17 +42,17 @@ def end_children():
 
 # %% ../nbs/01_stop.ipynb #8a4f6a52
 class Stopped(BaseException):
-    "A signal has come that ends the command."
+    "A signal ends the command."
 
 # %% ../nbs/01_stop.ipynb #50818aa9
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PATIENCE_S = 10  # a library may have swallowed the exception, or wait for something
+_PATIENCE_S = 10  # then the process is ended: a library may have swallowed the exception, or be waiting
 
 
 def _end(number: int, told: str):
     "Say that the command was stopped, and end at once."
     try:
-        with suppress(OSError, ValueError, RuntimeError):  # the last of a flush in the midst of a flush
+        with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: the signal interrupted another flush
             sys.stdout.flush()
         os.write(2, f"gzpaper: stopped{told}\n".encode())
         end_children()
@@ -68,7 +68,7 @@ def _imports(frame: FrameType | None) -> bool:
 
 # %% ../nbs/01_stop.ipynb #406a3795
 def _handled(handle: Callable[[int, FrameType | None], None]) -> Callable[[], None]:  # gives the signals back
-    "Handle the signals, where that is possible: in the main thread."
+    "Handle the signals, if this is the main thread."
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     now = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -79,7 +79,7 @@ def _handled(handle: Callable[[int, FrameType | None], None]) -> Callable[[], No
 
 
 def stops_at_once() -> Callable[[], None]:  # no longer
-    "Let a signal end this process at once, as long as it imports what it needs."
+    "Let a signal end this process at once, during its imports."
     return _handled(lambda number, frame: _end(number, ""))
 
 # %% ../nbs/01_stop.ipynb #96fcb600
@@ -91,13 +91,13 @@ def deaf():
 # %% ../nbs/01_stop.ipynb #5947b074
 @contextmanager
 def stoppable(
-    told: str = "",  # what to say of a command that was stopped
+    told: str = "",  # what to add to the line that is printed
 ) -> Iterator[None]:
-    "A command that ends with a line and its exit status if a signal comes."
+    "Run a command that a signal ends with one line and the right exit status."
     came, own = [], os.getpid()
 
     def handle(number: int, frame: FrameType | None):
-        if os.getpid() != own:  # a fork, on its way to become a worker
+        if os.getpid() != own:  # a fork that will become a worker
             os._exit(128 + number)
         if came or _imports(frame):
             _end(number, told if came else "")

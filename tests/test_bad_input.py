@@ -251,7 +251,7 @@ WEIGHTS_DAMAGE = {  # how a file of weights is made from a good one, and what th
     "other shapes": (lambda f, w: tampered_header(f, w, spec=Spec(model_parameters={"width": 3}, size=32).to_dict()),
                      ["does not fit the model it names, vgg7", "fetch it or train it again"]),
     "another input": (lambda f, w: tampered_header(f, w, input=read_header(w)["input"] | {"side": 64}),
-                      ["32 px from 64", "not that of its spec", "fetch it or train it again"]),
+                      ["32 px from 64", "contradicts its spec", "fetch it or train it again"]),
     "no colours": (lambda f, w: tampered_header(f, w, input=read_header(w)["input"] | {"std": [0, 0, 0]}),
                    ["std [0, 0, 0]", "not of three colours", "fetch it or train it again"]),
     "unknown model": (lambda f, w: tampered_header(f, w, spec=Spec().to_dict() | {"model": "vgg99"}), ["vgg99", "choose"]),
@@ -361,7 +361,7 @@ def test_unwritable_run(out, words, mock_folder, tmp_path, cli):
 
 def test_a_run_does_not_go_among_its_galaxies(mock_folder, cli):
     before = {file: file.stat().st_mtime_ns for file in mock_folder.rglob("*")}
-    cli("train", mock_folder, "--out", mock_folder / ".", *TINY).refused(mock_folder, "is the folder of the galaxies", "name another one")
+    cli("train", mock_folder, "--out", mock_folder / ".", *TINY).refused(mock_folder, "is the folder of the galaxies", "name another folder")
     assert before == {file: file.stat().st_mtime_ns for file in mock_folder.rglob("*")}
 
 
@@ -477,7 +477,7 @@ TRAIN_OPTIONS = {  # what is asked for, and what the message says
     "a fold too many": (["--folds", 3, "--fold", 4], ["fold 4 of 3", "out of range", "1 to the number of folds"]),
     "negative fold": (["--folds", 3, "--fold", -1], ["fold -1 of 3", "out of range"]),
     "a fold of none": (["--fold", 1], ["fold 1 of 0", "out of range"]),
-    "more folds than galaxies": (["--folds", 500], ["0 to validate on", "too few", "add galaxies"]),
+    "more folds than galaxies": (["--folds", 500], ["0 validation galaxies", "too few", "add galaxies"]),
     "negative test": (["--test", -3], ["-3 in test", "0 or more"]),
     "too few galaxies": (["--validation", 30, "--test", 30], ["40 galaxies are too few", "30", "lower these"]),
     "one left": (["--validation", 31, "--test", 8], ["1 to learn from", "too few", "add galaxies"]),
@@ -509,7 +509,7 @@ DEEP_OPTIONS = {  # what is asked of another network than vgg7, and what the mes
                                   ["FILE: 0.0.weight has shape [2, 3, 3, 3]", "vgg7 needs [3, 3, 3, 3]", "the same network"]),
     "pretrained, another depth": (["--model", "resnet50", "--pretrained", "FILE"], ["FILE has no weights conv1.weight", "not a resnet50"]),
     "teacher, not there": (["--width", 2, "--teacher", "nowhere.csv"], ["nowhere.csv", "does not exist"]),
-    "teacher, no table": (["--width", 2, "--teacher", "FILE"], ["FILE", "is no table in UTF-8"]),
+    "teacher, no table": (["--width", 2, "--teacher", "FILE"], ["FILE", "is not a table in UTF-8"]),
     "ImageNet": (["--width", 2, "--pretrained", "imagenet"], ["no ImageNet weights for vgg7", "choose one of vgg11"]),
 }
 
@@ -612,7 +612,7 @@ def test_no_torch_compile(error, mock_folder, tmp_path, monkeypatch, cli):
     done = cli("train", mock_folder, "--out", tmp_path / "run", *TINY, "--compile")
     assert done.code == 0
     [line] = [line for line in done.lines if "torch.compile" in line]
-    assert_says(line, (str(error) or "RuntimeError").splitlines()[0], "training goes on without it")
+    assert_says(line, (str(error) or "RuntimeError").splitlines()[0], "training without it")
     assert "CXX" not in done.err
     assert cli("train", mock_folder, "--out", tmp_path / "plain", *TINY).code == 0
     assert (tmp_path / "run/weights.safetensors").read_bytes() == (tmp_path / "plain/weights.safetensors").read_bytes()
@@ -660,7 +660,7 @@ CALLS = {  # what no command offers, and what the message says
     "augmentation": (lambda m, t: Spec.from_dict({"augment": {"twist": 1}}), ["augment.twist", "choose"]),
     "optimiser": (partial(train, optimiser="lion"), ["lion", "adamw", "choose"]),
     "schedule": (partial(train, schedule="step"), ["step", "one_cycle", "choose"]),
-    "store of another scale": (partial(train, size=64), ["35", "70", "build it anew"]),
+    "store of another scale": (partial(train, size=64), ["35", "70", "build it again"]),
     "few central colours": (colours_of_three, ["3 training galaxies", "6 groups", "add"]),
 }
 
@@ -734,8 +734,8 @@ def list_sample(mock_folder: Path, repository: Path, **values) -> pd.DataFrame:
 
 
 SAMPLES = {  # what is wrong in the list, and what the message says
-    "pixels": ({"pixels": "0123456789ab"}, ["other pixels", "fetch it again", "ID"]),
-    "labels": ({"labels": "0123456789ab"}, ["other labels", LABELS, "it needs"]),
+    "pixels": ({"pixels": "0123456789ab"}, ["does not have the pixels", "fetch it again", "ID"]),
+    "labels": ({"labels": "0123456789ab"}, ["does not have the labels", LABELS, "use the challenge"]),
     "galaxy": ({"GalaxyID": 17}, ["no image of GalaxyID 17", "add the images"]),
 }
 

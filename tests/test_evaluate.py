@@ -16,6 +16,7 @@ from gzpaper.evaluate import (
     _worth_table,
     calibration_bins,
     ceiling,
+    compare_paths,
     confidence,
     confusion,
     evaluation,
@@ -125,6 +126,21 @@ def test_calibration_error_by_hand():
     assert table.ece["rounded"] == 0 and np.isnan(table.ece["bar"]) and table.n["bar"] == 0
 
 
+def test_intervals_of_residuals_are_of_the_difference(fractions):
+    "What is known exactly has no interval, however widely the shares differ; and intervals of the best prediction cover zero."
+    share = np.linspace(0, 0.89, 500)
+    true, predicted = np.zeros((2, 500, 37))
+    true[:, 0], predicted[:, 0] = share + 0.1, share
+    true[:, 1], predicted[:, 1] = 1 - true[:, 0], 1 - share
+    bins = calibration_bins(predicted, true).query("question == 1 and answer == 'smooth'")
+    np.testing.assert_allclose(bins.observed - bins.predicted, 0.1)
+    np.testing.assert_allclose(bins.error, 0, atol=1e-9)
+    expected, rng = expected_labels(fractions, np.full(len(fractions), 44)), np.random.default_rng(5)
+    drawn = [calibration_bins(expected, labels_from_votes(vote(fractions, 44, rng))).query("question == 1 and n >= 30") for _ in range(20)]
+    z = pd.concat([(table.observed - table.predicted) / table.error for table in drawn])
+    assert 0.02 < (z.abs() > 1.96).mean() < 0.09 and abs(z.mean()) < 0.2, (len(z), z.mean(), (z.abs() > 1.96).mean())
+
+
 def test_the_mean_is_calibrated_and_extremes_are_not(labels):
     mean = _calibration_table(np.tile(to_conditional(labels).mean(0), (len(labels), 1)), labels).iloc[0]
     extreme = _calibration_table(to_conditional(labels[np.random.default_rng(0).permutation(len(labels))]).round(), labels).iloc[0]
@@ -146,6 +162,16 @@ def test_a_path_asks_what_its_answers_open(labels):
         taken = {q.columns[q.answers.index(path[q.name][0])] for q in QUESTIONS if q.name in path}
         due = {q.name for q in QUESTIONS if q.parent is None or q.parent in taken}
         assert set(path) == (due if "Class1.3" not in taken else {"smooth_or_features"})
+
+
+def test_a_path_beside_the_network_has_the_volunteers_answers(predicted, labels):
+    "Whatever the network's own path is."
+    ours, theirs = to_conditional(predicted), to_conditional(labels)
+    for row, values in enumerate(labels[:300]):
+        path, both = leading_path(values), compare_paths(values, predicted[row])
+        columns = [COLUMNS.index(column) for column in both.column]
+        assert [QUESTIONS[n - 1].name for n in both.question] == list(path)
+        np.testing.assert_array_equal(both[["volunteers", "network"]], np.stack([theirs[row, columns], ours[row, columns]], 1))
 
 
 def test_two_tables_are_paired(predicted, labels):
@@ -210,8 +236,8 @@ def with_value(table: pd.DataFrame, value: float) -> pd.DataFrame:
 
 
 WRONG = {  # what is done to a predictions table, and what the message says beside its name; ID stands for the sixth GalaxyID
-    "missing": (lambda t: t.drop(5), ["ID", LABELS, "1 such", "predict", "--subset"]),
-    "extra": (lambda t: pd.concat([t, t[:2].assign(GalaxyID=[1, 2])]), ["GalaxyID 1 ", "2 such", "remove", "--subset"]),
+    "missing": (lambda t: t.drop(5), ["ID", LABELS, "1 missing", "predict", "--subset"]),
+    "extra": (lambda t: pd.concat([t, t[:2].assign(GalaxyID=[1, 2])]), ["GalaxyID 1,", "2 in all", "remove", "--subset"]),
     "duplicate": (lambda t: pd.concat([t, t[5:6]]), ["ID", "more than once", "remove"]),
     "none in common": (lambda t: t.assign(GalaxyID=t.GalaxyID + 1_000_000), ["no GalaxyID in common", "name the labels"]),
     "swapped columns": (lambda t: t[["GalaxyID", "Class1.2", "Class1.1", *COLUMNS[2:]]], ["column 2 is Class1.2, not Class1.1", "order"]),

@@ -46,7 +46,7 @@ def test_a_subset_is_a_sample_of_all_ids(tmp_path):
 def test_a_subset_is_smaller_than_all(n, tmp_path):
     with pytest.raises(InputError) as refusal:
         split_rows(Spec(subset=n), toy_galaxies(tmp_path, train=60, validation=20))
-    assert_says(str(refusal.value), f"subset is {n}", "60 to learn from", "0, which is all")
+    assert_says(str(refusal.value), f"subset is {n}", "60 training galaxies", "0, which means all")
 
 
 def test_a_subset_is_not_negative():
@@ -175,7 +175,7 @@ def test_a_teacher_on_the_command_line(mock_folder, tmp_path, cli):
     labels.to_csv(tmp_path / "large.csv", index=False)
     command = ["train", mock_folder, "--width", 2, "--size", 16, "--epochs", 1, "--batch-size", 16, "--validation", 8, "--test", 8,
                "--device", "cpu", "--out", tmp_path / "run", "--teacher"]
-    cli(*command, tmp_path / "few.csv").refused("a teacher must know all galaxies", "no prediction for GalaxyID")
+    cli(*command, tmp_path / "few.csv").refused("a teacher must have predictions for all training galaxies", "no prediction for GalaxyID")
     cli(*command, tmp_path / "large.csv").refused("large.csv", "1.5, outside [0, 1]")
     assert cli(*command, tmp_path / "half.csv").code == 0
     assert read_header(tmp_path / "run/weights.safetensors")["spec"]["teacher"] == file_digest(tmp_path / "half.csv")
@@ -238,7 +238,7 @@ def test_no_other_section_can_open_it(section):
     other = section("01_dataset")
     with pytest.raises(InputError) as refusal:
         paper.open_test(other, other.galaxies(16, 212.0))
-    assert_says(str(refusal.value), "01_dataset", "09_final alone")
+    assert_says(str(refusal.value), "01_dataset", "only 09_final")
     assert other.test_part == "sealed"
 
 

@@ -20,7 +20,7 @@ ROOT = root()
 LIBRARY = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
 PAPER = sorted(ROOT.glob("nbs/paper/*.ipynb"))
 CORE = ("tree files bands decoding images data volunteers mock scores loader models "
-        "spec weights train predict run evaluate catalogue cli").split()
+        "spec weights train predict run evaluate catalogue serve cli").split()
 
 
 def cells(path: Path, kind: str = "code") -> list[dict]:

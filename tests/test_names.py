@@ -130,7 +130,7 @@ def test_numbers_and_text_are_compared(tmp_path, cli):
     "Labels with a galaxy 0123 beside whole numbers, predictions of the whole numbers alone."
     table_of("0123", "123", "45").to_csv(tmp_path / "labels.csv", index=False)
     table_of("123", "45").astype({"GalaxyID": int}).to_parquet(tmp_path / "p.parquet")
-    cli("evaluate", tmp_path / "p.parquet", tmp_path / "labels.csv").refused("has no GalaxyID 0123", "1 such")
+    cli("evaluate", tmp_path / "p.parquet", tmp_path / "labels.csv").refused("lacks GalaxyID 0123", "1 missing")
     assert "on 2 galaxies" in cli("evaluate", tmp_path / "p.parquet", tmp_path / "labels.csv", "--subset").out
     cli("submission", tmp_path / "labels.csv", "--like", tmp_path / "labels.csv")
     write_predictions(table_of("123", "45"), tmp_path / "mine.csv")
@@ -247,7 +247,7 @@ def test_a_zip_of_two_tables(tmp_path, cli):
 
 def test_a_table_that_is_a_pipe(tmp_path, cli):
     os.mkfifo(tmp_path / "t.csv")
-    cli("evaluate", tmp_path / "t.csv", tmp_path / "t.csv").refused("t.csv", "is no file")
+    cli("evaluate", tmp_path / "t.csv", tmp_path / "t.csv").refused("t.csv", "is not a file")
 
 
 def test_an_image_in_each_subfolder(predict, tmp_path):
@@ -281,7 +281,7 @@ def test_backslashes(zipped, predict, tmp_path):
             archive.writestr("images\\", b"")
         folder = tmp_path / "images.zip"
     done = predict(folder)
-    assert done.code == 0 and "left out" not in done.err
+    assert done.code == 0 and "skipped in" not in done.err
     assert read_table(tmp_path / "p.csv").GalaxyID.tolist() == [100008, 100023]
 
 
@@ -413,7 +413,7 @@ def test_what_is_left_out_is_counted(zipped, predict, tmp_path):
         images = Path(shutil.make_archive(tmp_path / "images", "zip", tmp_path, "images"))
     done = predict(images)
     assert done.code == 0, done.err
-    [line] = [line for line in done.lines if "left out" in line]
+    [line] = [line for line in done.lines if "skipped in" in line]
     assert_says(line, images, "4 files", "such as")
 
 
@@ -421,7 +421,7 @@ def test_what_is_left_out_of_a_training(damaged, cli):
     stamp(damaged / IMAGES / "17.png")
     for command in (["data", "check", damaged], ["train", damaged, "--out", damaged.parent / "run", *TINY]):
         done = cli(*command)
-        assert done.code == 0 and [line for line in done.lines if "left out" in line and "17.png" in line and "1 file," in line], done.err
+        assert done.code == 0 and [line for line in done.lines if "skipped in" in line and "17.png" in line and "1 file," in line], done.err
 
 
 OUTPUTS = {  # --out and --catalogue that would meet, and what the message says
@@ -498,7 +498,7 @@ def test_times_are_no_numbers(kind, tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_a_table_in_another_encoding(encoding, tmp_path):
     (tmp_path / "t.csv").write_text(table_of("é", "b").to_csv(index=False), encoding=encoding)
-    with pytest.raises(InputError, match="no table in UTF-8: write it as a CSV file in UTF-8"):
+    with pytest.raises(InputError, match="not a table in UTF-8: save it as a CSV file in UTF-8"):
         read_table(tmp_path / "t.csv")
 
 

@@ -34,15 +34,15 @@ def text_of(pdf: Path) -> str:
 def test_a_new_network_is_in_every_table_and_figure_of_the_comparison(smoke, monkeypatch):
     models, listed = smoke / "gzpaper/models.py", smoke / "paper/networks.yaml"
     models.write_text(models.read_text() + NETWORK)
-    edit(listed, "  - {name: VGG16,", "  - {name: Toy, model: toy}\n  - {name: VGG16,")
+    edit(listed, "  - name: VGG16\n", "  - {name: Toy, model: toy, tried: [{dropout: 0.5}]}\n  - name: VGG16\n")
     edit(listed, "images_per_s:\n", "images_per_s:\n  toy: {smoke: 1}\n")
     due = [step.name for step in chain.plan(chain.read_profile("smoke")) if not step.fresh]
-    assert due == ["04_architectures"]
+    assert due == ["04_architectures", "12_claims"]
     monkeypatch.setenv("PYTHONPATH", str(smoke))  # the copy with the new network
     chain.reproduce("smoke", only="04_architectures")
     out = smoke / "runs/smoke"
     assert "toy" in set(pd.read_csv(out / "tables/04_costs.csv").model)
-    for table in ("04_learning_rates", "04_equal_compute", "04_equal_epochs"):
+    for table in ("04_trials", "04_ladder", "04_pace", "04_steps"):
         assert "Toy" in set(pd.read_csv(out / f"tables/{table}.csv").network), table
-    for figure in ("04_differences", "04_curves"):
+    for figure in ("04_differences", "04_compute"):
         assert "Toy" in text_of(out / f"figures/{figure}.pdf"), figure

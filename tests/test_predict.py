@@ -135,7 +135,7 @@ def test_a_quick_table_and_another_do_not_mix(mock_folder, members, tmp_path, pa
     for first, other in (((), ("--fast",)), (("--fast",), ())):
         command = "predict", mock_folder / IMAGES, "--weights", members[0], "--out", tmp_path / f"{len(first)}.csv", "--device", "cpu"
         assert cli(*command, *first, "--shard", "1/2").code == 0
-        cli(*command, *other, "--shard", "2/2").refused("parts that were predicted with other weights or views (--fast has its own)")
+        cli(*command, *other, "--shard", "2/2").refused("parts that were predicted with other weights or views (also by --fast)")
         assert cli(*command, *first, "--shard", "2/2").code == 0
     table, quick = table_of(tmp_path, "0.csv"), table_of(tmp_path, "1.csv")
     assert 0 < np.abs(table - quick)[COLUMNS].to_numpy().max() < 0.5
@@ -153,7 +153,7 @@ def test_quick_parts_of_another_precision_do_not_mix(mock_folder, members, tmp_p
 
 @pytest.mark.parametrize("own", [{"rotations": 4}, {"flip": False}, {"scales": (1.0, 1.1)}])
 def test_fast_has_views_of_its_own(own, members):
-    with pytest.raises(InputError, match="--fast has views of its own: leave out --rotations"):
+    with pytest.raises(InputError, match="--fast sets the views: leave out --rotations"):
         Ensemble(members, fast=True, **own)
 
 
@@ -215,7 +215,7 @@ def test_a_part_of_another_program_is_refused(told, mock_folder, members, tmp_pa
     save_file({"values": values}, folder / "000000.safetensors",
               metadata={"gzpaper": json.dumps(about) if told in ("bad", "shape", "dtype") else told})
     before = (folder / "000000.safetensors").read_bytes()
-    with pytest.raises(InputError, match="000000.safetensors is no part of a prediction: move it away"):
+    with pytest.raises(InputError, match="000000.safetensors is not part of a prediction: move it away"):
         predict_folder(mock_folder / IMAGES, tmp_path / "out.csv", members, **FEW)
     assert (folder / "000000.safetensors").read_bytes() == before
 
@@ -413,7 +413,7 @@ FITS_DAMAGE = {
     "four planes": ([np.zeros((4, 300, 300))], ["[4, 300, 300]", "three bands"]),
     "two sizes": ([np.zeros((300, 300)), np.zeros((300, 300)), np.zeros((200, 200))], ["[200, 200]", "one size"]),
     "small": ([np.zeros((3, 231, 300))], ["300x231 px, smaller than the 232 px"]),
-    "a hole": ([np.full((3, 300, 300), np.nan)], ["no number", "fill them"]),
+    "a hole": ([np.full((3, 300, 300), np.nan)], ["not finite", "fill them"]),
 }
 
 
@@ -520,7 +520,7 @@ def test_a_card_tells_how_a_network_has_learned():
     about = read_header(released()[0])
     taught = about | {"begun_as": about["spec"] | {"epochs": 77}, "spec": about["spec"] | {"teacher": "a name"}}
     plain = about | {"begun_as": None, "spec": about["spec"] | {"teacher": ""}}
-    words = "trained for 77 epochs", "mean of each label and a teacher's prediction"
+    words = "trained for 77 epochs", "means of the labels and a teacher's predictions"
     assert all(w in weights._model_card(taught, {}) and w not in weights._model_card(plain, {}) for w in words)
 
 
@@ -582,7 +582,7 @@ def test_training_on_all_galaxies(mock_folder, scores, tmp_path, cli):
     [file] = release([tmp_path / "run/weights.safetensors"], scores, tmp_path / "released")
     lie = header | {"spec": header["spec"] | {"model_parameters": header["spec"]["model_parameters"] | {"head": "tree_softmax"}}}
     save_file(load_file(file), tmp_path / "lie.safetensors", metadata={"gzpaper": json.dumps(lie)})  # the shapes are the same
-    with pytest.raises(InputError, match="lie.safetensors: the header's spec is not that of the training"):
+    with pytest.raises(InputError, match="lie.safetensors: the header's spec is not the spec of the training"):
         load_weights(tmp_path / "lie.safetensors")
     assert f"{N} galaxies" in file.with_suffix(".md").read_text()
     assert cli("train", mock_folder, "--out", tmp_path / "run", *options).code == 0
@@ -594,13 +594,13 @@ def test_training_on_all_galaxies(mock_folder, scores, tmp_path, cli):
 # Submissions
 
 SUBMISSION_DAMAGE = {
-    "a galaxy less": (lambda t: t[1:], ["lacks GalaxyID 100", "(1 such)"]),
+    "a galaxy less": (lambda t: t[1:], ["lacks GalaxyID 100", "(1 in all)"]),
     "a galaxy more": (lambda t: pd.concat([t, t[:1].assign(GalaxyID=99)]), ["should not have GalaxyID 99"]),
     "a galaxy twice": (lambda t: pd.concat([t, t[:1]]), ["GalaxyID 100 more than once"]),
     "another order": (lambda t: t[["GalaxyID", *COLUMNS[1:], COLUMNS[0]]], ["has column Class1.2 where", "has Class1.1", "same order"]),
     "IDs last": (lambda t: t[[*COLUMNS, "GalaxyID"]], ["has column Class1.1 where", "has GalaxyID"]),
     "an index": (lambda t: t.reset_index(), ["has column index where", "has GalaxyID"]),
-    "a column more": (lambda t: t.assign(note=1), ["column note too many"]),
+    "a column more": (lambda t: t.assign(note=1), ["extra column note"]),
     "a column less": (lambda t: t.drop(columns="Class7.2"), ["no column Class7.2"]),
     "a hole": (lambda t: t.mask(t == t.iloc[2, 5]), ["GalaxyID 102", "is empty"]),
     "too high": (lambda t: t.assign(**{"Class5.1": 1.01}), ["GalaxyID 100", "Class5.1 is 1.01", "0 to 1"]),

@@ -79,13 +79,13 @@ WEIGHTS = {  # how a file is made from good weights, and what the message says a
     "a negative variance": (lambda f, w: changed(f, w, {VARIANCE: lambda v: v[:1].fill_(-1e-3)}), [VARIANCE, "variances below 0"]),
     "overflow": (lambda f, w: changed(f, w, {"features.0.1.weight": lambda v: v.fill_(3e38), FIRST: lambda v: v.fill_(3e38),
                                              "features.1.0.weight": lambda v: v.mul_(torch.tensor([1.0, -1.0])[:, None, None])}),
-                 ["predicts is no number", "train it again"]),
+                 ["predictions are not finite", "train it again"]),
     "whole numbers": (lambda f, w: changed(f, w, dtype=torch.int32), ["torch.int32", "train it again"]),
     "a tensor too many": (lambda f, w: save_file(load_file(w) | {"other": torch.zeros(1)}, f,
                                                  metadata={"gzpaper": json.dumps(read_header(w))}), ["'other'", "does not fit"]),
     "no spec": (lambda f, w: with_header(f, about(w, json.dumps({"columns": read_header(w)["columns"]}))),
-                ["does not say", "train it again"]),
-    "a list": (lambda f, w: changed(f, w, spec=[1]), ["does not say", "train it again"]),
+                ["does not give its", "train it again"]),
+    "a list": (lambda f, w: changed(f, w, spec=[1]), ["does not give its", "train it again"]),
     "not JSON's": (lambda f, w: with_header(f, about(w, "[1, 2]")), ["another program"]),
     "deep": (lambda f, w: with_header(f, about(w, "[" * 100_000)), ["another program", "name a file"]),
     "deep itself": (lambda f, w: with_header(f, b"[" * 100_000), ["not a whole safetensors file"]),
@@ -99,7 +99,7 @@ WEIGHTS = {  # how a file is made from good weights, and what the message says a
     "a model's list": (lambda f, w: with_spec(f, w, model=["vgg7"]), ["model is ['vgg7']", "a name"]),
     "size": (lambda f, w: with_spec(f, w, size=10**6), ["size is 1000000", "at most 2,048"]),
     "an epoch": (lambda f, w: with_spec(f, w, epochs=math.nan), ["epochs is nan", "a whole number"]),
-    "input as text": (lambda f, w: with_input(f, w, size="32"), ["'32' px", "not that of its spec"]),
+    "input as text": (lambda f, w: with_input(f, w, size="32"), ["'32' px", "contradicts its spec"]),
     "a NaN colour": (lambda f, w: with_input(f, w, std=[0.1, math.nan, 0.1]), ["not of three colours"]),
     "an infinite colour": (lambda f, w: with_input(f, w, std=[0.1, 0.1, math.inf]), ["not of three colours"]),
     "colours as text": (lambda f, w: with_input(f, w, mean="abc"), ["fetch it or train it again"]),
@@ -183,7 +183,7 @@ def test_a_teacher_is_checked_before_galaxies_are_decoded(mock_folder, tmp_path,
     labels = read_labels_of(mock_folder)
     labels.iloc[:20].to_csv(tmp_path / "few.csv", index=False)
     result = cli("train", mock_folder, "--out", tmp_path / "run", *TINY, "--teacher", tmp_path / "few.csv")
-    result.refused("a teacher must know all galaxies", "no prediction for GalaxyID")
+    result.refused("a teacher must have predictions for all training galaxies", "no prediction for GalaxyID")
     assert not (tmp_path / "run").exists()
     labels.to_csv(tmp_path / "all.csv", index=False)
     assert cli("train", mock_folder, "--out", tmp_path / "run", *TINY, "--teacher", tmp_path / "all.csv").code == 0
@@ -203,7 +203,7 @@ def test_a_zip_of_tensors_does_not_unfold(tmp_path):
     with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
         for entry in good.infolist():
             bomb.writestr(entry.filename, bytes(2**26) if entry.filename.endswith("data/0") else good.read(entry))
-    assert_says(refusal(load_features, vgg7(width=4), "vgg7", tmp_path / "bomb.pth"), "bomb.pth", "would unfold to 64 MiB")
+    assert_says(refusal(load_features, vgg7(width=4), "vgg7", tmp_path / "bomb.pth"), "bomb.pth", "would unpack to 64 MiB")
 
 
 # Parameters
@@ -231,7 +231,7 @@ PARAMETERS = {  # a file of parameters, and what the message says; None: it is t
     "learning_rate: .nan": ["learning_rate is nan"], "learning_rate: .inf": ["learning_rate is inf"],
     "learning_rate: fast": ["learning_rate is 'fast'", "a number"], "weight_decay: .nan": ["weight_decay is nan"],
     "ema: true": ["ema is True"], "clip: .inf": ["clip is inf"], "folds: 2.5": ["folds is 2.5"], "subset: x": ["subset is 'x'"],
-    "patience: [3]": ["patience"], "augment.zoom: 0.5": ["augment.zoom", "behind the dot"], "size.x: 3": ["size.x", "behind the dot"],
+    "patience: [3]": ["patience"], "augment.zoom: 0.5": ["augment.zoom", "after the dot"], "size.x: 3": ["size.x", "after the dot"],
     "epochs: 3\nepochs: 4": ["epochs stands there twice"], "augment: {zoom: 1, zoom: 0.5}": ["zoom stands there twice"],
     "3: 4": ["name: value"], "[]": ["name: value"], "false": ["name: value"], "epochs: *a": ["cannot be read"],
     "epochs: &a 3\nbatch_size: *a": ["*a is an alias"], "when: 2001-99-99": ["cannot be read"], "!!bool x": ["cannot be read"],
@@ -272,7 +272,7 @@ SPACES = {  # what is put into a space, and what the message says
     "model_parameters: {width: {low: 4, high: 100000}}": ["width", "100000", "up to 8192"],
     "model_parameters: {width: {low: 4.5, high: 8}}": ["width", "whole numbers"],
     "model_parameters: {width: [4, abc]}": ["width is 'abc'", "whole number"],
-    "model_parameters: {width: [4, 4.0]}": ["width", "none of them twice"],
+    "model_parameters: {width: [4, 4.0]}": ["width", "two or more different values"],
     "model_parameters: {batch_norm: [true, 1]}": ["batch_norm is 1", "true or false"],
     "model_parameters: {head: [sigmoid, 3]}": ["head is 3"],
     "learning_rate: [0.1, .nan]": ["learning_rate is nan"], "learning_rate: {low: 0.1, high: .inf}": ["low has to be a number"],
@@ -333,7 +333,7 @@ def test_a_large_or_strange_file_of_yaml_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     assert_says(refusal(read_yaml, tmp_path / "large.yaml"), "large.yaml", "more than 256 KiB")
     for path in (tmp_path / "pipe.yaml", Path("/dev/zero"), tmp_path, tmp_path / "none.yaml"):
-        assert_says(refusal(read_yaml, path), path, "not there, or no file")
+        assert_says(refusal(read_yaml, path), path, "missing, or not a file")
 
 
 def zipped(path: Path, name: str, size: int, method: int = zipfile.ZIP_DEFLATED, said: int | None = None) -> Path:

@@ -183,7 +183,7 @@ def arguments(space: Path, data: Path, out: Path, *more) -> list:
 
 
 def test_stopped_and_taken_up(space_file, mock_folder, tmp_path, cli):
-    "Ctrl-C in mid-trial; the same command goes on; what is found is written and can be trained with."
+    "Ctrl-C in mid-trial; the same command resumes; what is found is written and can be trained with."
     out = tmp_path / "out"
     command = [sys.executable, "-c", "from gzpaper.cli import main; main()",
                *map(str, arguments(space_file, mock_folder, out, "--trials", 3, "--seeds", 1))]
@@ -192,7 +192,7 @@ def test_stopped_and_taken_up(space_file, mock_folder, tmp_path, cli):
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
     said = stopped.communicate(timeout=60)[1]
-    assert "the same command goes on" in said and stopped.returncode == 130, (stopped.returncode, said)
+    assert "the same command resumes" in said and stopped.returncode == 130, (stopped.returncode, said)
     done = cli(*arguments(space_file, mock_folder, out, "--trials", 3, "--seeds", 1))
     assert done.code == 0, done
     study = take_study(open_storage(str(out / "study.db")))
@@ -567,7 +567,7 @@ def test_a_study_of_another_space(space_file, mock_folder, tmp_path, cli):
 
 
 def test_a_disk_that_fills(space_file, mock_folder, tmp_path, gzpaper):
-    "What is there stays; with room again, the same command goes on."
+    "What is there stays; with room again, the same command resumes."
     import resource
 
     def short_of_room():

@@ -64,9 +64,9 @@ def wait_for(address: str, server: subprocess.Popen):
         try:
             return urlopen(address, timeout=5).close()
         except (URLError, TimeoutError):
-            assert server.poll() is None, "JupyterLab has ended"
+            assert server.poll() is None, "the server has ended"
             time.sleep(0.5)
-    raise AssertionError("JupyterLab does not answer")
+    raise AssertionError("the server does not answer")
 
 
 def test_the_first_section_runs_from_top_to_bottom_and_shows_its_figure(tmp_path):
