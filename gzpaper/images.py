@@ -115,7 +115,7 @@ class _Zip:
 
     def __init__(self, path: Path):
         if not path.is_file() or not zipfile.is_zipfile(path):
-            raise InputError(f"{path} is neither a folder nor a zip: download it again or unpack it")
+            raise InputError(f"{path} is neither a folder nor a zip: name the folder of the images, or download the zip again")
         try:
             self.file = zipfile.ZipFile(path, metadata_encoding="utf-8")  # of names without a declared encoding, as macOS writes them
         except UnicodeDecodeError:

@@ -159,7 +159,10 @@ def difference_dots(
     return ax
 
 # %% ../nbs/19_plots.ipynb #4122562f
-def _log_ticks(axis: Axis, digits: Sequence[int] = (1, 2, 5)):
+_FINE = 1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9  # digits of an RMSE
+
+
+def _log_ticks(axis: Axis, digits: Sequence[float] = (1, 2, 5)):
     "Ticks at these times powers of ten, and none between."
     axis.set_major_locator(FixedLocator([n * 10.0**k for k in range(-6, 7) for n in digits]))
     axis.set_minor_locator(NullLocator())
@@ -196,7 +199,7 @@ def training_curves(
     ax.plot(history.epoch, history.train_rmse, label="training, augmented")
     ax.plot(history.epoch, history.validation_rmse, label="validation, averaged weights")
     ax.set(xlabel="epoch", ylabel="RMSE", yscale="log")
-    _log_ticks(ax.yaxis, range(1, 10))
+    _log_ticks(ax.yaxis, _FINE)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     return ax
@@ -281,7 +284,7 @@ def search_history(
     best = trials[trials.complete]
     ax.step(best.number, best.rmse.cummin(), where="post", color=_ORANGE, label="best so far")
     ax.set(xlabel="trial", ylabel="validation RMSE, one view", yscale="log")
-    _log_ticks(ax.yaxis, range(1, 10))
+    _log_ticks(ax.yaxis, _FINE)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     return ax
@@ -301,7 +304,7 @@ def trial_curves(
             ax.plot(curve.step, curve.rmse, color="0.75", linewidth=0.5, zorder=1)
             ax.plot(curve.step.iloc[-1], curve.rmse.iloc[-1], "o", color="0.75", markersize=2)
     ax.set(xlabel="epoch", ylabel="validation RMSE, one view", yscale="log")
-    _log_ticks(ax.yaxis, range(1, 10))
+    _log_ticks(ax.yaxis, _FINE)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
