@@ -293,7 +293,8 @@ def _step(name: str, parameters: dict, data: str, out: Path, before: list[Step])
     if sums_up:
         key = digest(key, [step.key for step in before])
     kept = json.loads(state.read_text()) if state.exists() else {"key": "", "outputs": []}
-    return Step(name, own, key, state, sums_up, kept["key"] == key and all((out / f).exists() for f in kept["outputs"]))
+    fresh = kept["key"] == key and all((out / f).exists() for f in kept["outputs"]) and not (sums_up and any(not b.fresh for b in before))
+    return Step(name, own, key, state, sums_up, fresh)
 
 
 def plan(

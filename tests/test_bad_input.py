@@ -131,7 +131,7 @@ def copy_twice(folder: Path):
 
 
 ZIP_DAMAGE = {  # what is done to a zip of images, and what the message says apart from the zip's name
-    "cut off": (lambda d: zipped(d, lambda b: b[: len(b) // 2]), ["download it again"]),
+    "cut off": (lambda d: zipped(d, lambda b: b[: len(b) // 2]), ["download the zip again"]),
     "with a gap": (lambda d: zipped(d, lambda b: b[:2000] + b[5000:]), ["again"]),
     "wrong bytes": (lambda d: zipped(d, lambda b: b[:2000] + bytes(500) + b[2500:]), ["fetch it again"]),
     "wrong stream": (lambda d: zipped(d, break_stream), ["fetch it again"]),
@@ -480,7 +480,7 @@ TRAIN_OPTIONS = {  # what is asked for, and what the message says
     "more folds than galaxies": (["--folds", 500], ["0 validation galaxies", "too few", "add galaxies"]),
     "negative test": (["--test", -3], ["-3 in test", "0 or more"]),
     "too few galaxies": (["--validation", 30, "--test", 30], ["40 galaxies are too few", "30", "lower these"]),
-    "one left": (["--validation", 31, "--test", 8], ["1 to learn from", "too few", "add galaxies"]),
+    "one left": (["--validation", 31, "--test", 8], ["1 training", "too few", "add galaxies"]),
 }
 
 

@@ -116,7 +116,7 @@ def test_names_in_fits(kind, predict, tmp_path):
 
 def test_a_name_that_fits_would_cut(predict, tmp_path):
     images = folder_of(tmp_path / "images", "a .jpg", "a.jpg")
-    predict(images, "--catalogue", tmp_path / "c.fits").refused("a .jpg", "no blank at the end", "rename")
+    predict(images, "--catalogue", tmp_path / "c.fits").refused("a .jpg", "trailing blanks", "rename")
 
 
 def test_whole_numbers_stay_numbers(predict, tmp_path):
@@ -425,7 +425,7 @@ def test_what_is_left_out_of_a_training(damaged, cli):
 
 
 OUTPUTS = {  # --out and --catalogue that would meet, and what the message says
-    "the list of bad images": ("p.csv", "p.bad.csv", ["p.bad.csv", "could not be used", "name another"]),
+    "the list of bad images": ("p.csv", "p.bad.csv", ["p.bad.csv", "unusable images", "name another"]),
     "the list, by another way": ("p.parquet", "sub/../p.bad.csv", ["p.bad.csv", "name another"]),
     "in the parts": ("p.csv", "p.csv.parts/c.csv", ["p.csv.parts", "name another"]),
     "one file": ("p.csv", "p.csv", ["named twice"]),

@@ -45,7 +45,8 @@ def plain(value):
 
 def shown(folder: Path, name: str) -> dict:
     "The numbers and tables of a section."
-    tables = {path.stem: pd.read_csv(path) for path in (folder / "tables").glob(f"{name[:2]}_*.csv")}
+    notes = {path: json.loads(path.read_text()) for path in (folder / "tables").glob("*.json")}
+    tables = {path.stem: pd.read_csv(path.with_suffix(".csv")) for path, note in notes.items() if note["notebook"] == name}
     kept = {stem: table[[c for c in table if not any(word in c for word in SPEED)]].to_csv() for stem, table in tables.items()}
     return {"numbers": plain(json.loads((folder / f"numbers/{name}.json").read_text())), **kept}
 

@@ -102,7 +102,7 @@ def test_every_reference_is_cited():
 
 def test_every_figure_and_table_is_spoken_of():
     shown = {f"{kind}:{name}" for kind, name in re.findall(r'\b(fig|tab)\("(\w+)"', SOURCE)}
-    shown |= {f"{kind}:{name}" for kind, name in re.findall(r'#shown\("(fig|tab)", "(\w+)"', SOURCE)}
+    shown |= {f"{kind}:{name}" for kind, name in re.findall(r'\bshown\("(fig|tab)", "(\w+)"', SOURCE)}
     assert shown == set(re.findall(r"@((?:fig|tab):\w+)", SOURCE))
 
 
